@@ -1,0 +1,1 @@
+"""Inference checkpoints: model.json and safetensors blocks."""

@@ -1,0 +1,1 @@
+"""Rollout, the writers of forecasts, and the operational run."""

@@ -1,0 +1,1 @@
+"""WeatherMixer and its presets."""

@@ -1,0 +1,1 @@
+"""Jigsaw parallelism: mesh, layouts, collectives and the sharded products; knows no weather."""

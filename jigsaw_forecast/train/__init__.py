@@ -1,0 +1,1 @@
+"""Loss, optimizer and schedule, and the training loop."""

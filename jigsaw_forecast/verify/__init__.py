@@ -1,0 +1,1 @@
+"""Additive statistics, metrics, climatology and baselines."""
