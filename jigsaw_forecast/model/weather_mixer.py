@@ -1,0 +1,386 @@
+"""WeatherMixer: patch embed, mixer blocks, head, residual on the normalised state.
+
+The model's shape is written here once; how each product runs on a mesh is in
+`parallel.products`. Every parameter's layout is declared where the parameter is made.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from jigsaw_forecast.model.config import ModelConfig
+from jigsaw_forecast.parallel.layout import Cut, Layout, split_range
+from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.products import (
+    Weight,
+    add_rows,
+    channel_mixing,
+    embed,
+    gather_vectors,
+    gather_weight,
+    head,
+    pad_rows,
+    sharded_layer_norm,
+    token_mixing,
+)
+
+Tensor = torch.Tensor
+
+# A matrix that computes cut over one axis is stored cut over the other.
+_OVER_DOMAIN_THEN_TENSOR = (Cut(0, "domain"),), (Cut(0, "tensor"),)
+_OVER_TENSOR_THEN_DOMAIN = (Cut(0, "tensor"),), (Cut(0, "domain"),)
+_STORED_OVER_BOTH = (), (Cut(0, "tensor"), Cut(0, "domain"))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Which part of the sample a rank holds: slices into the config's lists and model rows."""
+
+    fields: slice
+    diagnostics: slice
+    forcings: slice
+    rows: slice
+    token_rows: slice
+
+
+def sample_pieces(config: ModelConfig, mesh: Mesh) -> Pieces:
+    """The part of the sample that this rank holds.
+
+    Larger field groups come first, larger groups of forcings and diagnostics last, so that the
+    sums stay even.
+    """
+    tensor, domain = mesh.tensor, mesh.domain
+    token_rows = split_range(config.token_rows, domain.size, domain.index)
+
+    def group(length: int, *, larger_last: bool) -> slice:
+        return split_range(length, tensor.size, tensor.index, larger_last=larger_last)
+
+    return Pieces(
+        fields=group(len(config.fields), larger_last=False),
+        diagnostics=group(len(config.diagnostics), larger_last=True),
+        forcings=group(len(config.forcings), larger_last=True),
+        rows=slice(token_rows.start * config.patch[0], token_rows.stop * config.patch[0]),
+        token_rows=token_rows,
+    )
+
+
+class ShardedModule(nn.Module):
+    """A module whose parameters are this rank's pieces of larger tensors."""
+
+    def __init__(self, mesh: Mesh, seed: int, path: str) -> None:
+        """Starts without parameters.
+
+        Args:
+            mesh: This rank's mesh.
+            seed: Of the initial weights; with the full tensor's name it fixes every value, on
+                any mesh.
+            path: Name of this module in the model.
+        """
+        super().__init__()
+        self.mesh = mesh
+        self.seed = seed
+        self.path = path
+        self.layouts: dict[str, Layout] = {}
+        self.is_resident = False
+
+    def add_piece(self, name: str, layout: Layout, *, std: float = 0.0, fill: float = 0.0) -> None:
+        """Registers this rank's piece of a parameter.
+
+        Args:
+            name: Of the parameter in this module.
+            layout: How the whole tensor lies on the mesh.
+            std: Of the normal initial values; 0 for a constant.
+            fill: The constant.
+        """
+        self.layouts[name] = layout
+        shape = layout.piece_shape(self.mesh)
+        if std == 0.0 or self.mesh.device.type == "meta":
+            piece = torch.full(shape, fill, device=self.mesh.device)
+        else:
+            digest = hashlib.sha256(f"{self.seed}/{self.path}{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+            full = torch.empty(layout.full_shape).normal_(0.0, std, generator=generator)
+            piece = full[layout.piece_slices(self.mesh)].contiguous().to(self.mesh.device)
+        self.register_parameter(name, nn.Parameter(piece))
+
+    def weight(self, name: str) -> Weight:
+        """A parameter with what is needed to compute with it."""
+        return Weight(self.get_parameter(name), self.layouts[name], self.is_resident)
+
+    def vectors(self, *names: str) -> tuple[Tensor, ...]:
+        """The parts that compute of several vectors, gathered together."""
+        return gather_vectors(self.mesh, [self.weight(name) for name in names])
+
+
+class MixerBlock(ShardedModule):
+    """Token mixing, then channel mixing, each pre-normed and residual."""
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int, path: str) -> None:
+        """Lays out the block's weights; the second products start small in a deep stack."""
+        super().__init__(mesh, seed, path)
+        n, c = config.num_tokens, config.channels
+        d_n, d_c = config.token_hidden, config.channel_hidden
+        depth_scale = (2 * config.num_blocks) ** -0.5  # GPT-2's rule for residual branches
+        over_domain_0, over_domain_1 = (Cut(0, "domain"),), (Cut(1, "domain"),)
+        over_tensor_0, over_tensor_1 = (Cut(0, "tensor"),), (Cut(1, "tensor"),)
+        self.add_piece("norm1_scale", Layout((c,), *_OVER_TENSOR_THEN_DOMAIN), fill=1.0)
+        self.add_piece("norm1_shift", Layout((c,), *_OVER_TENSOR_THEN_DOMAIN))
+        self.add_piece("token_w1", Layout((d_n, n), over_domain_0, over_tensor_1), std=n**-0.5)
+        self.add_piece("token_b1", Layout((d_n,), *_OVER_DOMAIN_THEN_TENSOR))
+        self.add_piece(
+            "token_w2",
+            Layout((n, d_n), over_domain_1, over_tensor_0),
+            std=depth_scale * d_n**-0.5,
+        )
+        self.add_piece("norm2_scale", Layout((c,), *_STORED_OVER_BOTH), fill=1.0)
+        self.add_piece("norm2_shift", Layout((c,), *_STORED_OVER_BOTH))
+        self.add_piece("channel_w1", Layout((d_c, c), over_tensor_0, over_domain_1), std=c**-0.5)
+        self.add_piece("channel_b1", Layout((d_c,), *_OVER_TENSOR_THEN_DOMAIN))
+        self.add_piece(
+            "channel_w2",
+            Layout((c, d_c), over_tensor_1, over_domain_0),
+            std=depth_scale * d_c**-0.5,
+        )
+        self.add_piece("channel_b2", Layout((c,), *_OVER_TENSOR_THEN_DOMAIN))
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The residual stream after the block, [B, N/domain, C/tensor]."""
+        scale1, shift1, token_b1, scale2, shift2, channel_b1, channel_b2 = self.vectors(
+            "norm1_scale",
+            "norm1_shift",
+            "token_b1",
+            "norm2_scale",
+            "norm2_shift",
+            "channel_b1",
+            "channel_b2",
+        )
+        normed = sharded_layer_norm(self.mesh, x, scale1, shift1)
+        w1, w2 = self.weight("token_w1"), self.weight("token_w2")
+        x = token_mixing(self.mesh, dtype, x, normed, w1, token_b1, w2)
+        w1, w2 = self.weight("channel_w1"), self.weight("channel_w2")
+        norm2 = (scale2, shift2)
+        return channel_mixing(self.mesh, dtype, x, norm2, w1, channel_b1, w2, channel_b2)
+
+
+class PatchEmbed(ShardedModule):
+    """Tokens from overlapping windows of the local maps."""
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int, path: str) -> None:
+        """Lays out one matrix for the state and one for the forcings."""
+        super().__init__(mesh, seed, path)
+        self.config = config
+        num_points = config.window[0] * config.window[1]
+        num_fields, num_forcings = len(config.fields), len(config.forcings)
+        c = config.channels
+        std = ((num_fields + num_forcings) * num_points) ** -0.5
+        stored = (Cut(0, "domain"),)
+        self.add_piece(
+            "state", Layout((c, num_fields, num_points), (Cut(1, "tensor"),), stored), std=std
+        )
+        self.add_piece(
+            "forcing",
+            Layout((c, num_forcings, num_points), (Cut(1, "tensor", larger_last=True),), stored),
+            std=std,
+        )
+        self.add_piece("bias", Layout((c,), *_OVER_TENSOR_THEN_DOMAIN))
+        self.add_piece(
+            "position",
+            Layout((config.num_tokens, c), (Cut(0, "domain"), Cut(1, "tensor"))),
+            std=0.02,  # ViT's
+        )
+
+    def forward(self, state: Tensor, forcing: Tensor, dtype: torch.dtype) -> Tensor:
+        """Tokens [B, N/domain, C/tensor] of the maps [B, F_j, Y_i, X] and [B, G_j, Y_i, X]."""
+        patches = self._patches(torch.cat([state, forcing], dim=1))
+        matrix = torch.cat([self.state, self.forcing], dim=1).flatten(1)
+        num_points = patches.shape[-1]
+        layout = Layout((self.config.channels, num_points), (), (Cut(0, "domain"),))
+        weight = Weight(matrix, layout, self.is_resident)
+        (bias,) = self.vectors("bias")
+        return embed(self.mesh, dtype, patches, weight) + (bias + self.position)
+
+    def _patches(self, maps: Tensor) -> Tensor:
+        """Windows of all maps, [B, N/domain, maps x window points]."""
+        overlap, (rows, columns) = self.config.overlap, self.config.patch
+        maps = pad_rows(self.mesh, overlap, maps)
+        if overlap:
+            maps = torch.cat([maps[..., -overlap:], maps, maps[..., :overlap]], dim=-1)
+        height, width = self.config.window
+        windows = maps.unfold(2, height, rows).unfold(3, width, columns)
+        batch, num_maps, token_rows, token_columns = windows.shape[:4]
+        return windows.permute(0, 2, 3, 1, 4, 5).reshape(
+            batch, token_rows * token_columns, num_maps * height * width
+        )
+
+
+class PatchHead(ShardedModule):
+    """Maps of the local fields from the tokens: windows overlap-added, divided by the count."""
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int, path: str) -> None:
+        """Lays out the head; its weights start at zero, so a fresh model persists the state."""
+        super().__init__(mesh, seed, path)
+        self.config = config
+        self.token_rows = sample_pieces(config, mesh).token_rows
+        num_points = config.window[0] * config.window[1]
+        c = config.channels
+        stored = (Cut(2, "domain"),)
+        state_cut, diagnostic_cut = Cut(0, "tensor"), Cut(0, "tensor", larger_last=True)
+        self.add_piece("norm_scale", Layout((c,), *_STORED_OVER_BOTH), fill=1.0)
+        self.add_piece("norm_shift", Layout((c,), *_STORED_OVER_BOTH))
+        self.add_piece("state", Layout((len(config.fields), num_points, c), (state_cut,), stored))
+        self.add_piece("bias", Layout((len(config.fields),), (state_cut,), (Cut(0, "domain"),)))
+        self.add_piece("blend", Layout((len(config.fields),), (state_cut,), (Cut(0, "domain"),)))
+        num_diagnostics = len(config.diagnostics)
+        self.add_piece(
+            "diagnostic", Layout((num_diagnostics, num_points, c), (diagnostic_cut,), stored)
+        )
+        self.add_piece(
+            "diagnostic_bias", Layout((num_diagnostics,), (diagnostic_cut,), (Cut(0, "domain"),))
+        )
+        self.register_buffer("count", self._count(), persistent=False)
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Tendency maps, diagnostic maps and the blend of each local field."""
+        scale, shift, bias, blend, diagnostic_bias = self.vectors(
+            "norm_scale", "norm_shift", "bias", "blend", "diagnostic_bias"
+        )
+        matrix = torch.cat([self.state, self.diagnostic], dim=0).flatten(0, 1)
+        layout = Layout((matrix.shape[0], self.config.channels), (), (Cut(1, "domain"),))
+        weight = Weight(matrix, layout, self.is_resident)
+        windows = head(self.mesh, dtype, x, (scale, shift), weight)
+        maps = self._overlap_add(windows) + torch.cat([bias, diagnostic_bias])[:, None, None]
+        num_fields = bias.shape[0]
+        return maps[:, :num_fields], maps[:, num_fields:], blend
+
+    def _overlap_add(self, windows: Tensor) -> Tensor:
+        """Maps [B, maps, Y_i, X] from windows [B, N/domain, maps x window points]."""
+        overlap, (rows, columns) = self.config.overlap, self.config.patch
+        batch, num_tokens, num_outputs = windows.shape
+        num_rows = num_tokens // self.config.token_columns * rows
+        num_lon = self.config.grid_object.num_lon
+        num_maps = num_outputs // (self.config.window[0] * self.config.window[1])
+        if num_maps == 0:
+            return windows.new_zeros((batch, 0, num_rows, num_lon))
+        maps = F.fold(
+            windows.mT,
+            (num_rows + 2 * overlap, num_lon + 2 * overlap),
+            self.config.window,
+            stride=(rows, columns),
+        )
+        if overlap:
+            inner = maps[..., overlap:-overlap].clone()
+            inner[..., -overlap:] += maps[..., :overlap]
+            inner[..., :overlap] += maps[..., -overlap:]
+            maps = add_rows(self.mesh, overlap, inner)
+        return maps / self.count
+
+    def _count(self) -> Tensor:
+        """How many windows write each point of the band, shape [Y_i, X]."""
+        overlap, (rows, columns) = self.config.overlap, self.config.patch
+        row = torch.arange(rows)
+        row_count = 1.0 + (row < overlap).double() + (row >= rows - overlap).double()
+        column = torch.arange(columns)
+        column_count = 1.0 + (column < overlap).double() + (column >= columns - overlap).double()
+        by_row = row_count.repeat(self.config.token_rows)
+        if overlap:
+            by_row[:overlap] -= 1.0  # no window beyond the poles
+            by_row[-overlap:] -= 1.0
+        band = by_row[self.token_rows.start * rows : self.token_rows.stop * rows]
+        count = band[:, None] * column_count.repeat(self.config.token_columns)[None, :]
+        return count.to(torch.float32).to(self.mesh.device)
+
+
+class WeatherMixer(nn.Module):
+    """One model step on this rank's piece of the normalised state.
+
+    Attributes:
+        config: The architecture.
+        mesh: This rank's mesh.
+        pieces: Which part of the sample this rank holds.
+        compute_dtype: Dtype of the products and of what travels; the residual stream keeps the
+            dtype of the parameters.
+        tendency_scale: Standard deviation of the 6 h tendency over that of the anomaly, for each
+            local field; a buffer of shape [F_j].
+    """
+
+    tendency_scale: Tensor
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int = 0) -> None:
+        """Makes this rank's pieces of fresh weights, equal on any mesh for one seed.
+
+        Args:
+            config: The architecture.
+            mesh: This rank's mesh.
+            seed: Of the initial weights.
+
+        Raises:
+            MeshError: The mesh does not divide the model.
+            RecipeError: The patches do not tile the grid.
+        """
+        super().__init__()
+        config.check()
+        config.check_mesh(mesh.domain.size, mesh.tensor.size)
+        self.config = config
+        self.mesh = mesh
+        self.pieces = sample_pieces(config, mesh)
+        self.compute_dtype = torch.float32
+        self.embed = PatchEmbed(config, mesh, seed, "embed.")
+        self.blocks = nn.ModuleList(
+            MixerBlock(config, mesh, seed, f"blocks.{index}.") for index in range(config.num_blocks)
+        )
+        self.head = PatchHead(config, mesh, seed, "head.")
+        num_fields = self.pieces.fields.stop - self.pieces.fields.start
+        self.register_buffer(
+            "tendency_scale", torch.ones(num_fields, device=mesh.device), persistent=False
+        )
+
+    def forward(self, state: Tensor, forcing: Tensor) -> tuple[Tensor, Tensor]:
+        """The state one step later and the diagnostics of that step, all normalised.
+
+        Args:
+            state: Prognostic fields [B, F_j, Y_i, X], anomalies over their deviation.
+            forcing: Forcings [B, G_j, Y_i, X] at the start of the step.
+
+        Returns:
+            The next state [B, F_j, Y_i, X] and the diagnostics [B, D_j, Y_i, X].
+
+        Communication:
+            As `parallel.products` says for an embed, `num_blocks` blocks and a head.
+        """
+        dtype = self.compute_dtype
+        x = self.embed(state, forcing, dtype)
+        for block in self.blocks:
+            x = block(x, dtype)
+        tendency, diagnostics, blend = self.head(x, dtype)
+        keep = (1.0 - blend)[:, None, None]
+        scale = self.tendency_scale[:, None, None]
+        return torch.addcmul(state * keep, tendency, scale), diagnostics
+
+    def layouts(self) -> dict[str, Layout]:
+        """The layout of every parameter by its full name."""
+        return {
+            f"{module.path}{name}": layout
+            for module in self.modules()
+            if isinstance(module, ShardedModule)
+            for name, layout in module.layouts.items()
+        }
+
+    @torch.no_grad()
+    def make_resident(self) -> None:
+        """Gathers every weight along its storage axes once and keeps it; for inference only.
+
+        Communication:
+            The all-gathers that a streamed step would make, once.
+        """
+        for module in self.modules():
+            if not isinstance(module, ShardedModule) or module.is_resident:
+                continue
+            for name in module.layouts:
+                weight = module.weight(name)
+                gathered = gather_weight(self.mesh, weight)
+                module.register_parameter(name, nn.Parameter(gathered, requires_grad=False))
+            module.is_resident = True
+

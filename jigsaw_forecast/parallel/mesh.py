@@ -1,0 +1,168 @@
+"""The mesh of ranks: `data x domain x tensor`, rank order data-major, tensor fastest."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from jigsaw_forecast.errors import MeshError
+from jigsaw_forecast.parallel.accounting import Traffic
+
+AXIS_NAMES = ("data", "domain", "tensor")
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the mesh as seen from this rank.
+
+    Attributes:
+        name: `data`, `domain`, `tensor`, or `model` (domain x tensor, domain-major).
+        size: Degree of the axis.
+        index: This rank's place on it.
+        group: Process group of the ranks along it; None where size is 1.
+    """
+
+    name: str
+    size: int
+    index: int
+    group: dist.ProcessGroup | None
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The ranks of one run and this rank's place among them.
+
+    Attributes:
+        data: Replicas of the model group over samples or initial times.
+        domain: Latitude bands.
+        tensor: Field groups and hidden features.
+        model: The ranks that share one sample: domain x tensor, domain-major.
+        device: Where this rank computes.
+        traffic: Bytes received by this rank.
+    """
+
+    data: Axis
+    domain: Axis
+    tensor: Axis
+    model: Axis
+    device: torch.device
+    traffic: Traffic = field(default_factory=Traffic, compare=False)
+
+    def axis(self, name: str) -> Axis:
+        """The axis of this name."""
+        axis = getattr(self, name)
+        assert isinstance(axis, Axis)
+        return axis
+
+    @property
+    def rank(self) -> int:
+        """This process's rank in the whole run."""
+        return self.data.index * self.model.size + self.model.index
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.data.size * self.model.size
+
+    @property
+    def degrees(self) -> dict[str, int]:
+        """Degree by axis name."""
+        return {name: self.axis(name).size for name in AXIS_NAMES}
+
+    def at(self, domain: int, tensor: int) -> "Mesh":
+        """The mesh as the rank (domain, tensor) of this model group sees it; for layout only."""
+        model_index = domain * self.tensor.size + tensor
+        return Mesh(
+            self.data,
+            Axis("domain", self.domain.size, domain, None),
+            Axis("tensor", self.tensor.size, tensor, None),
+            Axis("model", self.model.size, model_index, None),
+            self.device,
+        )
+
+
+def check_degrees(degrees: Mapping[str, int]) -> dict[str, int]:
+    """The degree of every axis, 1 where left out.
+
+    Raises:
+        MeshError: An axis is unknown or a degree is not positive.
+    """
+    unknown = [name for name in degrees if name not in AXIS_NAMES]
+    wrong = [f"{name}={degree}" for name, degree in degrees.items() if degree < 1]
+    if unknown or wrong:
+        raise MeshError(
+            f"mesh axes are {', '.join(AXIS_NAMES)} with degrees of at least 1; "
+            f"found {', '.join([*unknown, *wrong])}"
+        )
+    return {name: degrees.get(name, 1) for name in AXIS_NAMES}
+
+
+def single_rank_mesh(device: str | torch.device = "cpu") -> Mesh:
+    """A mesh of one rank; its collectives do nothing."""
+    data, domain, tensor, model = (Axis(name, 1, 0, None) for name in (*AXIS_NAMES, "model"))
+    return Mesh(data, domain, tensor, model, torch.device(device))
+
+
+def make_mesh(degrees: Mapping[str, int], device: str | torch.device = "cpu") -> Mesh:
+    """The mesh with these degrees over all ranks of the run.
+
+    Starts torch.distributed from the launcher's environment where it has not been started.
+
+    Args:
+        degrees: Degree by axis name; axes left out are 1.
+        device: `cpu` or `cuda`; on CUDA the rank takes device LOCAL_RANK.
+
+    Raises:
+        MeshError: The degrees do not multiply to the number of ranks.
+
+    Communication:
+        Creates the process groups; every rank must call it with the same degrees.
+    """
+    full = check_degrees(degrees)
+    size = math.prod(full.values())
+    device = torch.device(device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if size == 1 and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return single_rank_mesh(device)
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    if dist.get_world_size() != size:
+        text = ",".join(f"{name}={degree}" for name, degree in full.items())
+        raise MeshError(
+            f"mesh {text} needs {size} ranks, found {dist.get_world_size()}; "
+            "change --mesh or the number of ranks that the launcher starts"
+        )
+    device_mesh = init_device_mesh(
+        device.type, tuple(full.values()), mesh_dim_names=tuple(full.keys())
+    )
+    axes = {
+        name: Axis(
+            name,
+            full[name],
+            device_mesh.get_local_rank(name),
+            device_mesh.get_group(name) if full[name] > 1 else None,
+        )
+        for name in AXIS_NAMES
+    }
+    model_size = full["domain"] * full["tensor"]
+    model_group = (
+        device_mesh["domain", "tensor"]._flatten("model").get_group() if model_size > 1 else None
+    )
+    model_index = axes["domain"].index * full["tensor"] + axes["tensor"].index
+    model = Axis("model", model_size, model_index, model_group)
+    return Mesh(axes["data"], axes["domain"], axes["tensor"], model, device)
+
+
+def close_mesh() -> None:
+    """Ends torch.distributed where it was started."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
