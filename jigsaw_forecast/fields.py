@@ -169,12 +169,12 @@ def standard_geopotential(level_hpa: float) -> float:
 def plausible_range(field: Field) -> tuple[float, float]:
     """Lowest and highest value of a field that can be real, in the field's units.
 
-    Geopotential depends on the level: the standard atmosphere plus or minus 15 % and 6000 m2 s-2
-    (600 m), which tells geopotential from geopotential height wherever the two differ by more.
+    Geopotential depends on the level: the standard atmosphere plus or minus 15 % and 8000 m2 s-2
+    (800 m), which tells geopotential from geopotential height wherever the two differ by more.
     """
     if field.variable == "geopotential":
         standard = standard_geopotential(field.level_hpa)
-        margin = 0.15 * abs(standard) + 6000.0
+        margin = 0.15 * abs(standard) + 8000.0
         return standard - margin, standard + margin
     return field.spec.plausible
 

@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field as Setting, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import Field as Setting
 
 from jigsaw_forecast.errors import MeshError, RecipeError
 from jigsaw_forecast.fields import (

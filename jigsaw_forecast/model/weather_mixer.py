@@ -6,26 +6,26 @@ The model's shape is written here once; how each product runs on a mesh is in
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from jigsaw_forecast.model.config import ModelConfig
+from jigsaw_forecast.parallel.halo import add_rows, pad_rows
 from jigsaw_forecast.parallel.layout import Cut, Layout, split_range
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.parallel.products import (
-    Weight,
-    add_rows,
     channel_mixing,
     embed,
-    gather_vectors,
-    gather_weight,
     head,
-    pad_rows,
     sharded_layer_norm,
     token_mixing,
 )
+from jigsaw_forecast.parallel.weights import Weight, gather_vectors, gather_weight
 
 Tensor = torch.Tensor
 
@@ -70,13 +70,13 @@ def sample_pieces(config: ModelConfig, mesh: Mesh) -> Pieces:
 class ShardedModule(nn.Module):
     """A module whose parameters are this rank's pieces of larger tensors."""
 
-    def __init__(self, mesh: Mesh, seed: int, path: str) -> None:
+    def __init__(self, mesh: Mesh, seed: int | None, path: str) -> None:
         """Starts without parameters.
 
         Args:
             mesh: This rank's mesh.
             seed: Of the initial weights; with the full tensor's name it fixes every value, on
-                any mesh.
+                any mesh. None leaves the weights unset, to be loaded.
             path: Name of this module in the model.
         """
         super().__init__()
@@ -97,7 +97,9 @@ class ShardedModule(nn.Module):
         """
         self.layouts[name] = layout
         shape = layout.piece_shape(self.mesh)
-        if std == 0.0 or self.mesh.device.type == "meta":
+        if self.seed is None:
+            piece = torch.empty(shape, device=self.mesh.device)
+        elif std == 0.0 or self.mesh.device.type == "meta":
             piece = torch.full(shape, fill, device=self.mesh.device)
         else:
             digest = hashlib.sha256(f"{self.seed}/{self.path}{name}".encode()).digest()
@@ -118,7 +120,7 @@ class ShardedModule(nn.Module):
 class MixerBlock(ShardedModule):
     """Token mixing, then channel mixing, each pre-normed and residual."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int, path: str) -> None:
+    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int | None, path: str) -> None:
         """Lays out the block's weights; the second products start small in a deep stack."""
         super().__init__(mesh, seed, path)
         n, c = config.num_tokens, config.channels
@@ -168,7 +170,11 @@ class MixerBlock(ShardedModule):
 class PatchEmbed(ShardedModule):
     """Tokens from overlapping windows of the local maps."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int, path: str) -> None:
+    state: Tensor
+    forcing: Tensor
+    position: Tensor
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int | None, path: str) -> None:
         """Lays out one matrix for the state and one for the forcings."""
         super().__init__(mesh, seed, path)
         self.config = config
@@ -219,7 +225,11 @@ class PatchEmbed(ShardedModule):
 class PatchHead(ShardedModule):
     """Maps of the local fields from the tokens: windows overlap-added, divided by the count."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int, path: str) -> None:
+    state: Tensor
+    diagnostic: Tensor
+    count: Tensor
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int | None, path: str) -> None:
         """Lays out the head; its weights start at zero, so a fresh model persists the state."""
         super().__init__(mesh, seed, path)
         self.config = config
@@ -293,6 +303,18 @@ class PatchHead(ShardedModule):
         return count.to(torch.float32).to(self.mesh.device)
 
 
+class Deviations(Protocol):
+    """Standard deviations of all prognostic fields' anomalies and tendencies, each [F]."""
+
+    @property
+    def std(self) -> npt.NDArray[np.float32]:
+        """Of the anomalies."""
+
+    @property
+    def tendency_std(self) -> npt.NDArray[np.float32]:
+        """Of the change over one step."""
+
+
 class WeatherMixer(nn.Module):
     """One model step on this rank's piece of the normalised state.
 
@@ -308,13 +330,13 @@ class WeatherMixer(nn.Module):
 
     tendency_scale: Tensor
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int | None = 0) -> None:
         """Makes this rank's pieces of fresh weights, equal on any mesh for one seed.
 
         Args:
             config: The architecture.
             mesh: This rank's mesh.
-            seed: Of the initial weights.
+            seed: Of the initial weights; None leaves them unset, to be loaded.
 
         Raises:
             MeshError: The mesh does not divide the model.
@@ -359,6 +381,11 @@ class WeatherMixer(nn.Module):
         scale = self.tendency_scale[:, None, None]
         return torch.addcmul(state * keep, tendency, scale), diagnostics
 
+    def set_statistics(self, statistics: Deviations) -> None:
+        """Sets the scale of the tendencies from the deviations of the training data."""
+        scale = torch.as_tensor(statistics.tendency_std) / torch.as_tensor(statistics.std)
+        self.tendency_scale.copy_(scale[self.pieces.fields])
+
     def layouts(self) -> dict[str, Layout]:
         """The layout of every parameter by its full name."""
         return {
@@ -383,4 +410,3 @@ class WeatherMixer(nn.Module):
                 gathered = gather_weight(self.mesh, weight)
                 module.register_parameter(name, nn.Parameter(gathered, requires_grad=False))
             module.is_resident = True
-

@@ -7,7 +7,7 @@ from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.collectives import all_reduce_sum
 from jigsaw_forecast.parallel.mesh import Mesh
-from jigsaw_forecast.parallel.products import global_norm
+from jigsaw_forecast.parallel.weights import global_norm
 
 # 24 token rows divide by 1, 2, 3, 4, 6 and 8; 7 fields split unevenly and leave one of 8 groups
 # empty; 72 tokens and 54 hidden features do not divide by 8 where they are only stored.

@@ -1,0 +1,190 @@
+"""The inference checkpoint: a folder with `model.json` and safetensors shards; no pickle.
+
+Weights are stored as blocks cut over their sharded dims, so that the piece of any rank on any
+mesh is whole blocks or a slice of few.
+
+Compatibility: a reader accepts its own `FORMAT_VERSION` and refuses every other; a change that
+older readers would misread raises it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path, PurePath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jigsaw_forecast.errors import CheckpointError
+from jigsaw_forecast.model.config import ModelConfig
+
+FORMAT_VERSION = 1
+MANIFEST = "model.json"
+CHECKPOINTS_VARIABLE = "JIGSAW_CHECKPOINTS"
+_HASH_CHUNK_BYTES = 1 << 22
+
+
+class ShardRecord(BaseModel):
+    """One safetensors file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: str
+    num_bytes: int
+
+
+class TensorRecord(BaseModel):
+    """One tensor: its full shape, how many blocks cut each dim, and the shard of each block."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    shape: tuple[int, ...]
+    dtype: str
+    num_blocks: tuple[int, ...]
+    shards: tuple[str, ...]  # by block, last dim fastest
+
+    def blocks(self) -> Iterator[tuple[tuple[slice, ...], str, str]]:
+        """Every block: its place in the whole tensor, the suffix of its key, its shard."""
+        bounds = [block_bounds(n, k) for n, k in zip(self.shape, self.num_blocks, strict=True)]
+        places = product(*(range(k) for k in self.num_blocks))
+        for place, shard in zip(places, self.shards, strict=True):
+            slices = tuple(
+                slice(bound[i], bound[i + 1]) for bound, i in zip(bounds, place, strict=True)
+            )
+            yield slices, ",".join(map(str, place)), shard
+
+
+class Manifest(BaseModel):
+    """`model.json`.
+
+    Attributes:
+        plausible: Lowest and highest value of each input field that is accepted, SI units.
+        statics: Static fields stored beside the weights.
+        notice: What must be said wherever a forecast of this model is shown.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int
+    name: str
+    architecture: ModelConfig
+    dtype: str
+    num_parameters: int
+    plausible: dict[str, tuple[float, float]]
+    statics: tuple[str, ...]
+    notice: str = ""
+    licence: str
+    provenance: dict[str, Any]
+    tensors: dict[str, TensorRecord]
+    shards: dict[str, ShardRecord]
+
+
+def block_bounds(length: int, num_blocks: int) -> list[int]:
+    """Where blocks of equal or nearly equal length start, and the end."""
+    return [length * index // num_blocks for index in range(num_blocks + 1)]
+
+
+def find_checkpoint(name: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint given by path or by name.
+
+    A name is looked up in `./checkpoints`, in `$JIGSAW_CHECKPOINTS`, then beside the package.
+
+    Raises:
+        CheckpointError: It is nowhere; lists where it was looked for.
+    """
+    direct = Path(name)
+    places = [direct]
+    if len(PurePath(name).parts) == 1 and not direct.is_absolute():
+        places.append(Path("checkpoints") / name)
+        extra = os.environ.get(CHECKPOINTS_VARIABLE, "")
+        places += [Path(folder) / name for folder in extra.split(os.pathsep) if folder]
+        places.append(Path(__file__).resolve().parents[2] / "checkpoints" / name)
+    for place in places:
+        if (place / MANIFEST).is_file():
+            return place
+    listed = ", ".join(str(place) for place in places)
+    raise CheckpointError(f"missing checkpoint {str(name)!r}: no {MANIFEST} in {listed}")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint, checked for version and for paths that leave the folder.
+
+    Raises:
+        CheckpointError: It cannot be read, is of another version, or names a file outside.
+    """
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; "
+            "export the checkpoint again or use the program version that wrote it"
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        details = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+        )
+        raise CheckpointError(f"{path}: {details}") from error
+    outside = [shard for shard in manifest.shards if shard != PurePath(shard).name or shard == ".."]
+    unknown = sorted(
+        {shard for record in manifest.tensors.values() for shard in record.shards}
+        - set(manifest.shards)
+    )
+    if outside or unknown:
+        raise CheckpointError(
+            f"{path}: shards outside of the folder: {', '.join(outside) or 'none'}; "
+            f"shards without a digest: {', '.join(unknown) or 'none'}"
+        )
+    return manifest
+
+
+def damaged_shards(folder: Path, shards: Mapping[str, ShardRecord]) -> list[str]:
+    """One line for each shard that is missing, truncated or altered."""
+    problems = []
+    for name, record in shards.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"missing {path}")
+        elif path.stat().st_size != record.num_bytes:
+            size = path.stat().st_size
+            problems.append(f"{path}: {size} bytes, expected {record.num_bytes}")
+        elif (found := file_digest(path)) != record.sha256:
+            problems.append(f"{path}: sha256 {found[:12]}..., expected {record.sha256[:12]}...")
+    return problems
+
+
+def verify_digests(folder: Path) -> None:
+    """Compares every shard with its digest.
+
+    Raises:
+        CheckpointError: Names every shard that is missing, truncated or altered.
+    """
+    raise_if_damaged(folder, damaged_shards(folder, read_manifest(folder).shards))
+
+
+def raise_if_damaged(folder: Path, problems: Sequence[str]) -> None:
+    """Raises one error for all damaged shards.
+
+    Raises:
+        CheckpointError: There are any.
+    """
+    if problems:
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged: {'; '.join(problems)}; copy it again"
+        )
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

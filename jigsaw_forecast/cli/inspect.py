@@ -1,0 +1,141 @@
+"""`jigsaw-forecast inspect`: what a checkpoint or a data file holds."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.log import track
+
+if TYPE_CHECKING:
+    from jigsaw_forecast.data.records import FieldRecord, Source
+
+_COLUMNS = ("variable", "level", "valid_time", "grid", "units", "min", "max", "mean", "missing")
+
+
+def inspect(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT|FILE", help="Checkpoint (name or folder) or GRIB, zarr, netCDF."
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+) -> None:
+    """Shows what a checkpoint or a data file holds.
+
+    A checkpoint: architecture, grid, fields, provenance, licence and digests. A data file: every
+    field in it, its extremes as decoded, and whether a forecast can start from it.
+
+    \b
+    Examples:
+      jigsaw-forecast inspect nature-run
+      jigsaw-forecast inspect gfs.grb --json
+    """
+    path = Path(target)
+    if (path / "model.json").is_file() or not path.exists():
+        if not path.exists() and path.suffix:
+            raise DataError(f"{target}: no such file, and no checkpoint has such a name")
+        _inspect_checkpoint(target, as_json=as_json)
+    else:
+        _inspect_data(path, as_json=as_json)
+
+
+def _inspect_checkpoint(name: str, *, as_json: bool) -> None:
+    # torch and safetensors take seconds to import and --help must not wait
+    from jigsaw_forecast.checkpoint.describe import describe_checkpoint
+    from jigsaw_forecast.checkpoint.format import find_checkpoint
+
+    description = describe_checkpoint(find_checkpoint(name))
+    if as_json:
+        typer.echo(json.dumps(description, indent=1, default=str))
+    else:
+        typer.echo("\n".join(_outline(description)))
+
+
+def _inspect_data(path: Path, *, as_json: bool) -> None:
+    # the readers' libraries take seconds to import and --help must not wait
+    from jigsaw_forecast.data.source import open_source
+
+    source = open_source(path)
+    rows = _describe_fields(source)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    typer.echo("\n".join(_table(rows)))
+    for note in source.notes:
+        typer.echo(f"note: {note}")
+
+
+def _describe_fields(source: "Source") -> list[dict[str, Any]]:
+    records = source.records()
+    return [
+        _describe_field(source, record)
+        for record in track(records, f"reading {source.path}", len(records), "fields")
+    ]
+
+
+def _describe_field(source: "Source", record: "FieldRecord") -> dict[str, Any]:
+    statistics = source.statistics(record)
+    return {
+        "variable": record.variable,
+        "level": record.level,
+        "valid_time": _time(record.valid_time),
+        "init_time": _time(record.init_time),
+        "member": record.member or 0,  # a file that numbers no members holds one
+        "grid": record.grid,
+        "min": _number(statistics.min),
+        "max": _number(statistics.max),
+        "mean": _number(statistics.mean),
+        "missing": statistics.missing,
+        "usable": record.usable,
+        "why": record.why,
+        "short_name": record.short_name,
+        "level_type": record.level_type,
+        "units": record.units,
+        "message": record.message,
+    }
+
+
+def _time(time: Any) -> str | None:
+    text = str(time)
+    return None if text == "NaT" else text
+
+
+def _number(value: float) -> float | None:
+    """The value, or None where every point is missing: JSON has no NaN."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """Aligned columns, one line a field, with the reason where a forecast cannot use it."""
+    cells = [list(_COLUMNS)] + [[_cell(row[name]) for name in _COLUMNS] for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_COLUMNS))]
+    remarks = ["", *(f"not usable: {row['why']}" if not row["usable"] else "" for row in rows)]
+    return [
+        "  ".join(
+            [*(cell.ljust(width) for cell, width in zip(line, widths, strict=True)), remark]
+        ).rstrip()
+        for line, remark in zip(cells, remarks, strict=True)
+    ]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _outline(tree: dict[str, Any], indent: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _outline(value, f"{indent}  ")
+        elif isinstance(value, list | tuple):
+            yield f"{indent}{key}: {', '.join(map(str, value))}"
+        else:
+            yield f"{indent}{key}: {value}"

@@ -1,0 +1,358 @@
+"""Fields in labelled arrays: what netCDF files and zarr stores have in common."""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from jigsaw_forecast.data.axes import AxisOrder, order_axes
+from jigsaw_forecast.data.conventions import (
+    Axis,
+    axis_of,
+    check_levels,
+    levels_hpa,
+    recognise,
+)
+from jigsaw_forecast.data.records import (
+    NOT_A_TIME,
+    FieldRecord,
+    FieldStatistics,
+    Float32Array,
+)
+from jigsaw_forecast.fields import VARIABLES, Role
+
+Selection = tuple[int | slice | list[int], ...]
+_TIMES = (Axis.TIME, Axis.REFERENCE_TIME, Axis.LEAD_TIME)
+
+
+@dataclass(frozen=True, eq=False)
+class FieldArray:
+    """One array of a store and what its dimensions mean.
+
+    Attributes:
+        name: Its name in the store.
+        variable: As in `FieldRecord`.
+        units: As the store says them.
+        dims: Names of the dimensions, in order.
+        axes: What each dimension stands for.
+        order: How rows and columns are reached, None where there are none.
+        grid: Name of the grid.
+        levels: hPa, or None for a surface field, one for each index.
+        members: Ensemble members, None for a store without.
+        init_times: By index along time and lead time, shape [T, L].
+        valid_times: Likewise.
+        level_type: `isobaricInhPa`, `hybrid` or `surface`.
+        why: Why a forecast cannot use it, otherwise empty.
+    """
+
+    name: str
+    variable: str
+    units: str
+    dims: tuple[Hashable, ...]
+    axes: tuple[Axis, ...]
+    order: AxisOrder | None
+    grid: str
+    levels: tuple[float | None, ...]
+    members: tuple[int | None, ...]
+    init_times: npt.NDArray[np.datetime64]
+    valid_times: npt.NDArray[np.datetime64]
+    level_type: str
+    why: str
+
+
+@dataclass(frozen=True)
+class _Place:
+    array: FieldArray
+    time: int
+    lead: int
+    level: int
+    member: int
+
+
+class ArraySource:
+    """Labelled arrays as a source of fields; children load the values."""
+
+    def __init__(self, path: Path, dataset: xr.Dataset) -> None:
+        """Describes every array of a dataset whose times are decoded."""
+        self.path = path
+        self.bytes_read = 0
+        self.notes: list[str] = []
+        self._arrays = [
+            describe(dataset, name)
+            for name in dataset.data_vars
+            if _is_field(dataset, dataset[name])
+        ]
+
+    def _load(self, array: FieldArray, selection: Selection) -> npt.NDArray[np.floating]:
+        """Decoded values of part of an array, missing points NaN; integers drop their dims."""
+        raise NotImplementedError
+
+    def records(self) -> list[FieldRecord]:
+        """All fields: each array at each time, lead time, level and member."""
+        return [
+            record
+            for array in self._arrays
+            for record in _records(array, self.path, np.argwhere(np.ones(array.valid_times.shape)))
+        ]
+
+    def records_at(self, valid_time: np.datetime64) -> list[FieldRecord]:
+        """The fields valid at one time, and those without time."""
+        found = []
+        for array in self._arrays:
+            is_there = (array.valid_times == valid_time) | np.isnat(array.valid_times)
+            found += _records(array, self.path, np.argwhere(is_there))
+        return found
+
+    def valid_times(self) -> npt.NDArray[np.datetime64]:
+        """All valid times, sorted, datetime64[s]."""
+        times = [array.valid_times.ravel() for array in self._arrays]
+        joined = np.concatenate([*times, np.array([], dtype="datetime64[s]")])
+        return np.unique(joined[~np.isnat(joined)])
+
+    def read(self, records: Sequence[FieldRecord]) -> Iterator[Float32Array]:
+        """Decoded values [Y, X] in file units, all levels of a variable in one access."""
+        places = [_place(record) for record in records]
+        pending: dict[_Place, Float32Array] = {}
+        for index, place in enumerate(places):
+            if place not in pending:
+                self._read_levels(place, places[index:], pending)
+            is_last_use = place not in places[index + 1 :]
+            yield pending.pop(place) if is_last_use else pending[place]
+
+    def statistics(self, record: FieldRecord) -> FieldStatistics:
+        """Extremes, mean and missing points as decoded, on any grid."""
+        place = _place(record)
+        return FieldStatistics.of(self._load(place.array, _selection(place, place.level)))
+
+    def _read_levels(
+        self, place: _Place, places: Sequence[_Place], into: dict[_Place, Float32Array]
+    ) -> None:
+        """Reads `place` and its siblings that differ only in level."""
+        array = place.array
+        siblings = {
+            other.level: other
+            for other in places
+            if (other.array, other.time, other.lead, other.member)
+            == (array, place.time, place.lead, place.member)
+        }
+        levels = sorted(siblings)
+        values = self._load(array, _selection(place, levels))
+        values = values.transpose(_map_order(array))
+        assert array.order is not None
+        values = array.order.arrange(values).astype(np.float32, copy=False)
+        has_levels = values.ndim > 2
+        for index, level in enumerate(levels):
+            into[siblings[level]] = values[index] if has_levels else values
+
+
+def describe(dataset: xr.Dataset, name: Hashable) -> FieldArray:
+    """What one array of a dataset holds and why it cannot be used, if so."""
+    array = dataset[name]
+    coords = {key: array.coords[key] for key in array.coords}
+    axes = tuple(axis_of(str(dim), coords.get(dim)) for dim in array.dims)
+    roles = {axis: dim for dim, axis in zip(array.dims, axes, strict=True)}
+    scalars = {
+        axis_of(str(key), value): key
+        for key, value in coords.items()
+        if value.ndim == 0 and str(key) not in array.dims
+    }
+    faults = _dim_faults(array, axes)
+    order, grid = None, "none"
+    if Axis.LATITUDE in roles and Axis.LONGITUDE in roles:
+        lat, lon = roles[Axis.LATITUDE], roles[Axis.LONGITUDE]
+        order = order_axes(array[lat].values, array[lon].values)
+        grid = f"{order.kind} {array.sizes[lat]}x{array.sizes[lon]}"
+        faults.append(order.why)
+    else:
+        grid, fault = _other_grid(array)
+        faults.append(fault)
+    levels, level_fault = _levels(array, roles, scalars)
+    has_pressure = Axis.PRESSURE in roles or Axis.PRESSURE in scalars
+    has_model_levels = Axis.MODEL_LEVEL in roles or Axis.MODEL_LEVEL in scalars
+    quantity = recognise(array, has_pressure, has_model_levels)
+    init_times, valid_times, time_fault = _times(array, roles, scalars)
+    spec = VARIABLES.get(quantity.variable)
+    if spec is not None and spec.role is Role.STATIC and Axis.TIME not in roles:
+        time_fault = ""
+    faults = [quantity.why, *faults, level_fault, time_fault]
+    pressure_or_surface = "isobaricInhPa" if has_pressure else "surface"
+    return FieldArray(
+        name=str(name),
+        variable=quantity.variable,
+        units=str(array.attrs.get("units", "")),
+        dims=array.dims,
+        axes=axes,
+        order=order,
+        grid=grid,
+        levels=levels,
+        members=_members(array, roles, scalars),
+        init_times=init_times,
+        valid_times=valid_times,
+        level_type="hybrid" if has_model_levels else pressure_or_surface,
+        why=next((fault for fault in faults if fault), ""),
+    )
+
+
+def _is_field(dataset: xr.Dataset, array: xr.DataArray) -> bool:
+    """Whether an array could be a field: numbers over space, not the bounds of an axis."""
+    if array.ndim == 0 or not np.issubdtype(array.dtype, np.number):
+        return False
+    bounds = {str(dataset[key].attrs.get("bounds", "")) for key in dataset.variables}
+    return str(array.name) not in bounds and not str(array.name).endswith(("_bnds", "_bounds"))
+
+
+def _dim_faults(array: xr.DataArray, axes: Sequence[Axis]) -> list[str]:
+    unknown = [
+        f"{dim} ({array.sizes[dim]})"
+        for dim, axis in zip(array.dims, axes, strict=True)
+        if axis is Axis.OTHER and array.sizes[dim] > 1
+    ]
+    return [f"unknown dimension {', '.join(unknown)}"] if unknown else []
+
+
+def _other_grid(array: xr.DataArray) -> tuple[str, str]:
+    """Name of a grid without latitude and longitude axes, and what is wrong with it."""
+    shape = "x".join(str(size) for size in array.shape[-2:])
+    two_dimensional = [
+        key for key in array.coords if array.coords[key].ndim == 2 and "lat" in str(key).lower()
+    ]
+    names = [str(array.coords[dim].attrs.get("standard_name", "")) for dim in array.coords]
+    if "grid_latitude" in names or {"rlat", "rlon"} <= {str(dim) for dim in array.dims}:
+        return f"rotated_ll {shape}", "rotated latitude-longitude grid (rotated_ll)"
+    if two_dimensional:
+        return f"curvilinear {shape}", "curvilinear grid with two-dimensional coordinates"
+    if any("lat" in str(key).lower() for key in array.coords):
+        return f"unstructured {array.shape[-1]}", "unstructured grid (a list of points)"
+    return f"none {shape}", f"no latitude and longitude axes; its dimensions are {array.dims}"
+
+
+def _levels(
+    array: xr.DataArray, roles: dict[Axis, Hashable], scalars: dict[Axis, Hashable]
+) -> tuple[tuple[float | None, ...], str]:
+    for axis in (Axis.PRESSURE, Axis.MODEL_LEVEL):
+        key = roles.get(axis, scalars.get(axis))
+        if key is None:
+            continue
+        if key not in array.coords:
+            size = array.sizes[key]
+            return (None,) * size, f"dimension {key} has no coordinate"
+        coordinate = array.coords[key]
+        if axis is Axis.MODEL_LEVEL:
+            return tuple(np.atleast_1d(coordinate.values).tolist()), ""
+        levels = np.atleast_1d(levels_hpa(str(key), coordinate))
+        return tuple(_plain(level) for level in levels), check_levels(levels)
+    return (None,), ""
+
+
+def _plain(level: float) -> int | float:
+    return int(level) if level == int(level) else float(level)
+
+
+def _members(
+    array: xr.DataArray, roles: dict[Axis, Hashable], scalars: dict[Axis, Hashable]
+) -> tuple[int | None, ...]:
+    key = roles.get(Axis.MEMBER, scalars.get(Axis.MEMBER))
+    if key is None:
+        return (None,)
+    if key not in array.coords or not np.issubdtype(array.coords[key].dtype, np.number):
+        return tuple(range(array.sizes[key])) if key in array.dims else (None,)
+    return tuple(int(member) for member in np.atleast_1d(array.coords[key].values))
+
+
+def _times(
+    array: xr.DataArray, roles: dict[Axis, Hashable], scalars: dict[Axis, Hashable]
+) -> tuple[npt.NDArray[np.datetime64], npt.NDArray[np.datetime64], str]:
+    """Init and valid times [T, L], and what is wrong with them."""
+    num_times = max(array.sizes[roles[a]] for a in _TIMES[:2] if a in roles) if (
+        Axis.TIME in roles or Axis.REFERENCE_TIME in roles
+    ) else 1
+    num_leads = array.sizes[roles[Axis.LEAD_TIME]] if Axis.LEAD_TIME in roles else 1
+    nothing = np.full((num_times, num_leads), NOT_A_TIME, dtype="datetime64[s]")
+    key_of = {axis: roles.get(axis, scalars.get(axis)) for axis in _TIMES}
+    found = {
+        axis: np.atleast_1d(array.coords[key].values)
+        for axis, key in key_of.items()
+        if key is not None and key in array.coords
+    }
+    base = found.get(Axis.TIME, found.get(Axis.REFERENCE_TIME))
+    if base is None:
+        return nothing, nothing, "no time coordinate: nothing says when it is valid"
+    if not np.issubdtype(base.dtype, np.datetime64):
+        return nothing, nothing, _calendar_fault(base)
+    times = base.astype("datetime64[s]")[:, None]
+    lead = found.get(Axis.LEAD_TIME)
+    if lead is None:
+        valid_times = np.broadcast_to(times, nothing.shape)
+        reference = found.get(Axis.REFERENCE_TIME) if Axis.TIME in found else None
+        is_known = reference is not None and np.issubdtype(reference.dtype, np.datetime64)
+        init_times = reference.astype("datetime64[s]")[:, None] if is_known else times  # type: ignore[union-attr]
+        return np.broadcast_to(init_times, nothing.shape), valid_times, ""
+    if not np.issubdtype(lead.dtype, np.timedelta64):
+        return nothing, nothing, f"lead time {key_of[Axis.LEAD_TIME]} has no units of time"
+    init_times = np.broadcast_to(times, nothing.shape)
+    return init_times, init_times + lead.astype("timedelta64[s]")[None, :], ""
+
+
+def _calendar_fault(times: npt.NDArray[np.generic]) -> str:
+    calendar = getattr(times.flat[0], "calendar", None) if times.size else None
+    if calendar:
+        return f"calendar {calendar}: its dates are not those of the real calendar"
+    return f"the time coordinate has no units that say when it is ({times.dtype})"
+
+
+def _records(
+    array: FieldArray, path: Path, indices: npt.NDArray[np.intp]
+) -> Iterator[FieldRecord]:
+    axes = array.order.axes if array.order is not None and not array.why else None
+    for time, lead in indices:
+        for level_index, level in enumerate(array.levels):
+            for member_index, member in enumerate(array.members):
+                yield FieldRecord(
+                    variable=array.variable,
+                    short_name=array.name,
+                    level=level,
+                    level_type=array.level_type,
+                    valid_time=array.valid_times[time, lead],
+                    init_time=array.init_times[time, lead],
+                    member=member,
+                    grid=array.grid,
+                    units=array.units,
+                    usable=not array.why,
+                    why=array.why,
+                    path=path,
+                    axes=axes,
+                    locator=_Place(array, int(time), int(lead), level_index, member_index),
+                )
+
+
+def _place(record: FieldRecord) -> _Place:
+    assert isinstance(record.locator, _Place), "a record of another source"
+    return record.locator
+
+
+def _selection(place: _Place, levels: int | list[int]) -> Selection:
+    """Index along each dimension of the array."""
+    chosen: dict[Axis, int | slice | list[int]] = {
+        Axis.LATITUDE: slice(None),
+        Axis.LONGITUDE: slice(None),
+        Axis.PRESSURE: levels,
+        Axis.MODEL_LEVEL: levels,
+        Axis.TIME: place.time,
+        Axis.REFERENCE_TIME: place.time,
+        Axis.LEAD_TIME: place.lead,
+        Axis.MEMBER: place.member,
+    }
+    is_on_map = place.array.order is not None
+    return tuple(
+        chosen.get(axis, 0 if is_on_map else slice(None)) for axis in place.array.axes
+    )
+
+
+def _map_order(array: FieldArray) -> tuple[int, ...]:
+    """Permutation of the dims that `_selection` keeps to level, latitude, longitude."""
+    wanted = (Axis.PRESSURE, Axis.MODEL_LEVEL, Axis.LATITUDE, Axis.LONGITUDE)
+    kept = [axis for axis in array.axes if axis in wanted]
+    return tuple(kept.index(axis) for axis in wanted if axis in kept)

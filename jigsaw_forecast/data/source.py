@@ -1,0 +1,50 @@
+"""Opens a file of initial conditions, its type told by content."""
+
+from pathlib import Path
+
+from jigsaw_forecast.data.grib import GribSource
+from jigsaw_forecast.data.grib_messages import is_html
+from jigsaw_forecast.data.netcdf import NetcdfSource
+from jigsaw_forecast.data.records import Source
+from jigsaw_forecast.data.zarr_store import ZarrSource
+from jigsaw_forecast.errors import DataError
+
+_HEAD_BYTES = 1024
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_CLASSIC_MAGICS = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
+_ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata")
+
+
+def open_source(path: str | Path) -> Source:
+    """Opens GRIB, netCDF or zarr by what it contains, whatever its name says.
+
+    Raises:
+        DataError: There is nothing at `path`, or it is empty, a web page, truncated, damaged or
+            of an unknown type.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if any((path / name).exists() for name in _ZARR_FILES):
+            return ZarrSource(path)
+        raise DataError(
+            f"{path} is a folder but no zarr store: missing one of {', '.join(_ZARR_FILES)}"
+        )
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except OSError as fault:
+        raise DataError(f"cannot read {path}: {fault.strerror or fault}") from None
+    if head.startswith(_HDF5_MAGIC) or head.startswith(_CLASSIC_MAGICS):
+        return NetcdfSource(path)
+    if not head:
+        raise DataError(f"{path} is empty (0 bytes); fetch it again")
+    if is_html(head):
+        raise DataError(
+            f"{path} is an HTML page, not data: a download that failed; it starts with "
+            f"{head[:16]!r}; fetch it again"
+        )
+    if b"GRIB" not in head:
+        raise DataError(
+            f"{path} is neither GRIB, netCDF nor zarr: it starts with {head[:16]!r}; fetch it again"
+        )
+    return GribSource(path)

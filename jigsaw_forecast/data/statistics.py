@@ -1,0 +1,221 @@
+"""Statistics that normalise a training set: one pass, area-weighted, mergeable, bounded memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.grid import Grid
+from jigsaw_forecast.parallel.collectives import all_reduce_sum
+from jigsaw_forecast.parallel.mesh import Mesh
+
+Array = npt.NDArray[np.float32]
+Array64 = npt.NDArray[np.float64]
+
+MIN_TIMES = 2
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What normalises states, tendencies and diagnostics; all arrays are whole and float32.
+
+    Attributes:
+        mean: Mean over the training times at each grid point, shape [F, Y, X].
+        std: Standard deviation of the anomaly from `mean`, over time and area, shape [F].
+        tendency_std: Root mean square change over one step, over time and area, shape [F].
+        diagnostic_mean: Mean over time and area, shape [D].
+        diagnostic_std: Standard deviation over time and area, shape [D].
+    """
+
+    mean: Array
+    std: Array
+    tendency_std: Array
+    diagnostic_mean: Array
+    diagnostic_std: Array
+
+    def to_arrays(self) -> dict[str, Array]:
+        """The arrays by name, ready for safetensors."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, npt.NDArray[np.float32]]) -> "Statistics":
+        """The statistics whose `to_arrays` gave these arrays.
+
+        Raises:
+            DataError: Arrays are missing; all are named.
+        """
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in arrays]
+        if missing:
+            raise DataError(f"statistics: missing arrays {', '.join(missing)}")
+        return cls(**{name: np.asarray(arrays[name], dtype=np.float32) for name in names})
+
+
+def row_weights(grid: Grid) -> Array64:
+    """Area weights of the rows that a model computes, mean 1, shape [model rows]."""
+    weights = grid.area_weights()[: grid.num_model_lat]
+    return np.asarray(weights / weights.mean())
+
+
+class PointMoments:
+    """Count, mean and sum of squared deviations over time at each point; chunks merge exactly.
+
+    Source: Chan, Golub and LeVeque (1979), the pairwise update.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        """Starts empty for maps of this shape."""
+        self.count = 0
+        self.mean: Array64 = np.zeros(shape)
+        self.squares: Array64 = np.zeros(shape)
+
+    def add(self, values: npt.NDArray[np.floating]) -> None:
+        """Adds maps, shape [T, ...]."""
+        if not len(values):
+            return
+        chunk = PointMoments(self.mean.shape)
+        chunk.count = len(values)
+        chunk.mean = values.mean(axis=0, dtype=np.float64)
+        chunk.squares = np.square(values - chunk.mean).sum(axis=0)
+        self.merge(chunk)
+
+    def merge(self, other: "PointMoments") -> None:
+        """Adds another part of the times."""
+        if not other.count:
+            return
+        total = self.count + other.count
+        difference = other.mean - self.mean
+        self.mean += difference * (other.count / total)
+        self.squares += other.squares
+        self.squares += np.square(difference) * (self.count * other.count / total)
+        self.count = total
+
+
+class StatisticsBuilder:
+    """Gathers the statistics of this rank's fields and rows, chunk after chunk in time order."""
+
+    def __init__(
+        self, num_fields: int, num_diagnostics: int, weights: Array64, num_lon: int, stride: int = 1
+    ) -> None:
+        """Starts empty.
+
+        Args:
+            num_fields: Prognostic fields held here; they come first in every chunk.
+            num_diagnostics: Diagnostic fields held here; they follow.
+            weights: Area weights of the rows held here, mean 1 over the whole model grid.
+            num_lon: Columns.
+            stride: Times between the ends of a tendency: step over the store's interval.
+        """
+        self._num_fields = num_fields
+        self._weights = weights
+        self._stride = stride
+        shape = (num_fields + num_diagnostics, len(weights), num_lon)
+        self.moments = PointMoments(shape)
+        self._tail: Array = np.empty((0, num_fields, *shape[1:]), dtype=np.float32)
+        self.tendency_count = 0
+        self.tendency_squares: Array64 = np.zeros(num_fields)
+
+    def add(self, values: Array) -> None:
+        """Adds the next times, shape [T, F + D, Y, X]; follows on the last chunk's."""
+        self.moments.add(values)
+        joined = np.concatenate([self._tail, values[:, : self._num_fields]])
+        change = joined[self._stride :].astype(np.float64) - joined[: -self._stride]
+        self.tendency_count += len(change)
+        self.tendency_squares += np.einsum("tfyx,y->f", np.square(change), self._weights)
+        self._tail = joined[max(len(joined) - self._stride, 0) :].copy()
+
+    def start_again(self) -> None:
+        """Forgets the last times, so that no tendency spans a gap."""
+        self._tail = self._tail[:0]
+
+    def merge(self, other: "StatisticsBuilder") -> None:
+        """Adds another part of the times; no tendency between the parts."""
+        self.moments.merge(other.moments)
+        self.tendency_count += other.tendency_count
+        self.tendency_squares += other.tendency_squares
+
+    def finish(self, mesh: Mesh, layout: "StatisticsLayout") -> Statistics:
+        """The statistics of all fields over the whole grid, the same on every rank.
+
+        Args:
+            mesh: This rank's mesh.
+            layout: Where this rank's fields and rows lie in the whole.
+
+        Raises:
+            DataError: There are too few times, or a field never varies.
+
+        Communication:
+            One all-reduce of the mean map and one of the sums, over domain and tensor.
+        """
+        if self.moments.count < MIN_TIMES or not self.tendency_count:
+            raise DataError(f"statistics need {MIN_TIMES} times, found {self.moments.count}")
+        num_points = layout.num_rows * self.moments.mean.shape[-1]
+        weights = self._weights[None, :, None] / num_points
+        split = self._num_fields
+        means = (self.moments.mean * weights).sum(axis=(1, 2))
+        variances = (self.moments.squares * weights).sum(axis=(1, 2)) / self.moments.count
+        second = (np.square(self.moments.mean) * weights).sum(axis=(1, 2))
+        tendencies = self.tendency_squares / (self.tendency_count * num_points)
+
+        full_map = np.zeros((layout.num_fields, layout.num_rows, self.moments.mean.shape[-1]))
+        full_map[layout.fields, layout.rows] = self.moments.mean[:split]
+        sums = np.zeros((2, layout.num_fields))
+        sums[:, layout.fields] = variances[:split], tendencies
+        diagnostic = np.zeros((3, layout.num_diagnostics))
+        diagnostic[:, layout.diagnostics] = np.stack([means, variances, second])[:, split:]
+        for array in (full_map, sums, diagnostic):  # from_numpy shares memory with the array
+            all_reduce_sum(torch.from_numpy(array), (mesh.domain, mesh.tensor))
+        diagnostic_variance = diagnostic[1] + diagnostic[2] - np.square(diagnostic[0])
+        statistics = Statistics(
+            *(
+                np.asarray(array, dtype=np.float32)
+                for array in (
+                    full_map,
+                    np.sqrt(sums[0]),
+                    np.sqrt(sums[1]),
+                    diagnostic[0],
+                    np.sqrt(np.maximum(diagnostic_variance, 0.0)),
+                )
+            )
+        )
+        _check_variation(statistics, layout)
+        return statistics
+
+
+@dataclass(frozen=True)
+class StatisticsLayout:
+    """Where this rank's piece lies in the whole.
+
+    Attributes:
+        names: Short names of all prognostic, then all diagnostic fields.
+        num_fields: Prognostic fields in all.
+        num_rows: Rows that the model computes.
+        fields: This rank's prognostic fields.
+        diagnostics: This rank's diagnostic fields.
+        rows: This rank's rows.
+    """
+
+    names: Sequence[str]
+    num_fields: int
+    num_rows: int
+    fields: slice
+    diagnostics: slice
+    rows: slice
+
+    @property
+    def num_diagnostics(self) -> int:
+        """Diagnostic fields in all."""
+        return len(self.names) - self.num_fields
+
+
+def _check_variation(statistics: Statistics, layout: StatisticsLayout) -> None:
+    """Refuses fields by whose deviation nothing can be divided."""
+    std = np.concatenate([statistics.std, statistics.diagnostic_std])
+    tendency = np.concatenate([statistics.tendency_std, statistics.diagnostic_std])
+    good = np.isfinite(std) & (std > 0) & np.isfinite(tendency) & (tendency > 0)
+    constant = [name for name, is_good in zip(layout.names, good, strict=True) if not is_good]
+    if constant:
+        raise DataError(f"fields that never vary cannot be trained on: {', '.join(constant)}")

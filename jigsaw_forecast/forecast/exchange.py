@@ -1,0 +1,107 @@
+"""From whole maps to bands and back: how initial conditions and output cross the mesh."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from jigsaw_forecast.fields import Field
+from jigsaw_forecast.forecast.poles import restore_south_pole
+from jigsaw_forecast.model.config import ModelConfig
+from jigsaw_forecast.model.weather_mixer import Pieces, sample_pieces
+from jigsaw_forecast.parallel.collectives import all_to_all
+from jigsaw_forecast.parallel.layout import split_range
+from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.state import State
+
+
+def fields_to_read(config: ModelConfig, mesh: Mesh) -> tuple[Field, ...]:
+    """The prognostic fields that this rank decodes: each field once over the model group."""
+    group = config.prognostic_fields[sample_pieces(config, mesh).fields]
+    return group[split_range(len(group), mesh.domain.size, mesh.domain.index)]
+
+
+def maps_to_bands(config: ModelConfig, mesh: Mesh, maps: torch.Tensor) -> torch.Tensor:
+    """This rank's band of all its fields from the whole maps that its domain peers decoded.
+
+    Args:
+        config: The architecture.
+        mesh: This rank's mesh.
+        maps: The fields of `fields_to_read`, all model rows, [F_read, Y, X].
+
+    Returns:
+        [F_j, Y_i, X].
+
+    Communication:
+        One all-to-all over domain.
+    """
+    peers = [mesh.at(index, mesh.tensor.index) for index in range(mesh.domain.size)]
+    own_rows = sample_pieces(config, mesh).rows
+    outgoing = [maps[:, sample_pieces(config, peer).rows] for peer in peers]
+    shapes = [
+        (len(fields_to_read(config, peer)), own_rows.stop - own_rows.start, maps.shape[2])
+        for peer in peers
+    ]
+    return torch.cat(all_to_all(mesh, outgoing, shapes, "domain"))
+
+
+def held_fields(config: ModelConfig, pieces: Pieces) -> tuple[Field, ...]:
+    """The fields that a rank with these pieces holds: prognostic, then diagnostic."""
+    prognostic = config.prognostic_fields[pieces.fields]
+    return (*prognostic, *config.diagnostic_fields[pieces.diagnostics])
+
+
+def assign_units(units: Sequence[tuple[Field, ...]], num_ranks: int) -> dict[Field, int]:
+    """The rank that writes each field: units stay together, the next one to the idlest rank."""
+    load = [0] * num_ranks
+    owners = {}
+    for unit in sorted(units, key=len, reverse=True):
+        rank = load.index(min(load))
+        load[rank] += len(unit)
+        owners.update(dict.fromkeys(unit, rank))
+    return owners
+
+
+def bands_to_maps(
+    config: ModelConfig, mesh: Mesh, state: State, owners: Mapping[Field, int]
+) -> State:
+    """The whole maps of the fields that this rank writes, pole row included.
+
+    Args:
+        config: The architecture.
+        mesh: This rank's mesh.
+        state: This rank's piece.
+        owners: The rank of the model group that writes each field; fields left out go nowhere.
+
+    Returns:
+        A whole-globe state of the fields owned by this rank, possibly none.
+
+    Communication:
+        One all-to-all over the model group.
+    """
+    group_size = mesh.model.size
+    peers = [mesh.at(*divmod(rank, mesh.tensor.size)) for rank in range(group_size)]
+    outgoing = [
+        state.data[[i for i, field in enumerate(state.fields) if owners.get(field) == rank]]
+        for rank in range(group_size)
+    ]
+    pieces = [sample_pieces(config, peer) for peer in peers]
+    incoming_fields = [
+        [field for field in held_fields(config, piece) if owners.get(field) == mesh.model.index]
+        for piece in pieces
+    ]
+    num_lon = config.grid_object.num_lon
+    shapes = [
+        (len(fields), piece.rows.stop - piece.rows.start, num_lon)
+        for fields, piece in zip(incoming_fields, pieces, strict=True)
+    ]
+    incoming = all_to_all(mesh, outgoing, shapes, "model")
+    fields = tuple(field for field in owners if owners[field] == mesh.model.index)
+    place = {field: index for index, field in enumerate(fields)}
+    maps = state.data.new_empty((len(fields), config.grid_object.num_model_lat, num_lon))
+    for names, piece, values in zip(incoming_fields, pieces, incoming, strict=True):
+        if names:
+            maps[[place[field] for field in names], piece.rows] = values
+    if config.grid_object.drops_south_pole:
+        maps = restore_south_pole(maps, fields)
+    return replace(state, data=maps, fields=fields, row_start=0)

@@ -1,0 +1,148 @@
+"""From `--output` to open writers: templates, kinds, and every reason to refuse at once."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jigsaw_forecast.errors import OutputError
+from jigsaw_forecast.forecast.grib_writer import GribWriter
+from jigsaw_forecast.forecast.netcdf_writer import NetcdfWriter
+from jigsaw_forecast.forecast.product import (
+    ONE_HOUR,
+    PARTIAL_SUFFIX,
+    OutputSpec,
+    Product,
+    Writer,
+    refusal,
+)
+from jigsaw_forecast.forecast.zarr_writer import ZarrWriter
+
+__all__ = ["OutputSpec", "Product", "Writer", "open_writer", "resolve_outputs"]
+
+_WRITERS: dict[str, type[Writer]] = {
+    ".zarr": ZarrWriter,
+    ".grib2": GribWriter,
+    ".grib": GribWriter,
+    ".nc": NetcdfWriter,
+}
+
+
+def resolve_outputs(
+    paths: Sequence[str],
+    init_times: Sequence[np.datetime64],
+    lead_times: Sequence[np.timedelta64],
+    *,
+    overwrite: bool = False,
+) -> list[Product]:
+    """The products that the values of `--output` name, each with the times that it holds.
+
+    `{init:%Y%m%d%H}` stands for the initial time and `{lead:03d}` for the lead time in hours.
+    Times whose names are equal share a product, so a path without templates holds them all.
+
+    Args:
+        paths: Paths or templates; the suffix is the kind: `.zarr`, `.grib2`, `.grib` or `.nc`.
+        init_times: Initial times of the run.
+        lead_times: Lead times that will be written.
+        overwrite: Whether products that exist may be replaced.
+
+    Raises:
+        OutputError: Unknown suffix or template, missing or unwritable folder, existing product,
+            or two outputs with one name; all of them in one message.
+    """
+    problems: list[str] = []
+    products: list[Product] = []
+    for text in paths:
+        try:
+            products += _expand(text, init_times, lead_times)
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+            problems.append(
+                f"output {text!r} is not a valid template ({error}); use {{init:%Y%m%d%H}} and "
+                "{lead:03d}"
+            )
+    problems += _find_collisions(products)
+    unwritable: dict[Path, str | None] = {}
+    for product in products:
+        path = product.path
+        if path.suffix not in _WRITERS:
+            problems.append(
+                f"output {path} has unknown suffix {path.suffix!r}; use "
+                f"{', '.join(sorted(_WRITERS))}"
+            )
+            continue
+        if path.parent not in unwritable:
+            unwritable[path.parent] = _describe_unwritable(path.parent)
+            if (reason := unwritable[path.parent]) is not None:
+                problems.append(f"output {path}: {reason}")
+        if unwritable[path.parent] is None:
+            existing = refusal(path, overwrite=overwrite)
+            problems += [f"output {existing}"] if existing else []
+    if problems:
+        raise OutputError("\n".join(dict.fromkeys(problems)))
+    return products
+
+
+def open_writer(
+    path: Path, spec: OutputSpec, *, overwrite: bool, is_creator: bool = True
+) -> Writer:
+    """The writer of the path's kind, with `NAME.partial` created or opened.
+
+    Args:
+        path: Final name, as `resolve_outputs` gives it.
+        spec: What will be written, with the times of this product only.
+        overwrite: Whether a product that exists is replaced when this one is finished.
+        is_creator: Whether this process makes the product; the other ranks open it afterwards.
+
+    Raises:
+        OutputError: The name is taken or in use, the folder is not writable, a GRIB key is wrong.
+    """
+    return _WRITERS[path.suffix](path, spec, overwrite=overwrite, is_creator=is_creator)
+
+
+def _expand(
+    text: str, init_times: Sequence[np.datetime64], lead_times: Sequence[np.timedelta64]
+) -> list[Product]:
+    # init and lead name a product together, so each product is a full block of both
+    inits: dict[str, dict[np.datetime64, None]] = {}
+    leads: dict[str, dict[np.timedelta64, None]] = {}
+    for init in init_times:
+        for lead in lead_times:
+            start = init.astype("datetime64[s]").item()
+            name = text.format(init=start, lead=int(lead / ONE_HOUR))
+            inits.setdefault(name, {})[init] = None
+            leads.setdefault(name, {})[lead] = None
+    if sum(len(inits[name]) * len(leads[name]) for name in inits) != len(init_times) * len(
+        lead_times
+    ):
+        raise ValueError("different times get the same name")
+    return [
+        Product(Path(name).expanduser(), tuple(inits[name]), tuple(leads[name])) for name in inits
+    ]
+
+
+def _find_collisions(products: Sequence[Product]) -> list[str]:
+    # every name that a product uses on its way belongs to it alone
+    owners: dict[Path, Path] = {}
+    problems = []
+    for product in products:
+        final = product.path.absolute()
+        partial = final.with_name(final.name + PARTIAL_SUFFIX)
+        taken = next((owners[name] for name in (final, partial) if name in owners), None)
+        if taken is not None:
+            problems.append(f"outputs {taken} and {product.path} have the same name")
+        owners[final] = owners[partial] = product.path
+    return problems
+
+
+def _describe_unwritable(folder: Path) -> str | None:
+    if not folder.exists():
+        return f"missing folder {folder}; create it first"
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    try:
+        # a real attempt: permission bits do not know of read-only mounts and quotas
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"cannot write into folder {folder}: {error.strerror}"

@@ -1,0 +1,121 @@
+"""What a run cost: seconds, bytes, memory and operations, measured where they happen."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from jigsaw_forecast.errors import OutputError
+from jigsaw_forecast.parallel.collectives import gather_texts
+from jigsaw_forecast.parallel.mesh import Mesh
+
+PHASES = ("start", "load", "read", "rollout", "write")
+
+
+@dataclass
+class RankReport:
+    """What one rank measured."""
+
+    rank: int
+    parameter_bytes: int = 0
+    peak_memory_bytes: int = 0
+    checkpoint_bytes_read: int = 0
+    input_bytes_read: int = 0
+    output_bytes_written: int = 0
+    bytes_received_per_step: dict[str, dict[str, float]] = field(default_factory=dict)
+    flops_per_step: int = 0
+
+
+class RunMeter:
+    """Collects one rank's measurements of a run."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        """Starts the clock; the time since the process started counts as `start`."""
+        self.mesh = mesh
+        self.ranks = RankReport(rank=mesh.rank)
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds["start"] = _process_age_s()
+        self._began = time.perf_counter()
+        self.num_steps = 0
+        self._received: dict[str, dict[str, int]] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to a phase."""
+        began = time.perf_counter()
+        yield
+        if self.mesh.device.type == "cuda":
+            torch.cuda.synchronize(self.mesh.device)
+        self.seconds[name] += time.perf_counter() - began
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Counts one rollout step: its time, what it received and, the first time, operations."""
+        before = self.mesh.traffic.received()
+        with self.phase("rollout"):
+            if self.num_steps == 0:
+                with FlopCounterMode(display=False) as counter:
+                    yield
+                self.ranks.flops_per_step = counter.get_total_flops()
+            else:
+                yield
+        after = self.mesh.traffic.received()
+        for axis, kinds in after.items():
+            total = self._received.setdefault(axis, dict.fromkeys(kinds, 0))
+            for kind, num_bytes in kinds.items():
+                total[kind] += num_bytes - before[axis][kind]
+        self.num_steps += 1
+
+    def write(self, path: Path, header: dict[str, Any]) -> None:
+        """Gathers all ranks' figures and writes the report on rank 0.
+
+        Raises:
+            OutputError: The file cannot be written.
+
+        Communication:
+            One gather of texts over all ranks.
+        """
+        own = self.ranks
+        own.peak_memory_bytes = peak_memory_bytes(self.mesh.device)
+        steps = max(self.num_steps, 1)
+        own.bytes_received_per_step = {
+            axis: {kind: num_bytes / steps for kind, num_bytes in kinds.items()}
+            for axis, kinds in self._received.items()
+        }
+        ranks = [json.loads(text) for text in gather_texts(self.mesh, json.dumps(asdict(own)))]
+        if self.mesh.rank != 0:
+            return
+        total = self.seconds["start"] + time.perf_counter() - self._began
+        report = header | {
+            "flops_per_step": sum(rank.pop("flops_per_step") for rank in ranks),
+            "seconds": self.seconds | {"total": total},
+            "seconds_per_step": self.seconds["rollout"] / steps,
+            "ranks": ranks,
+        }
+        try:
+            path.write_text(json.dumps(report, indent=1) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write the report {path}: {error.strerror}") from error
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The allocator's peak on a GPU; on a CPU the process's peak less what maps files."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    kibibytes = {name: int(status[name].split()[0]) for name in ("VmHWM", "RssFile")}
+    return (kibibytes["VmHWM"] - kibibytes["RssFile"]) * 1024
+
+
+def _process_age_s() -> float:
+    """Seconds since this process started, from proc(5) field 22."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s

@@ -1,0 +1,170 @@
+"""Maps of a forecast product, whatever its kind, for drawing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from jigsaw_forecast.data.conversions import to_si
+from jigsaw_forecast.data.grib import GribSource
+from jigsaw_forecast.data.records import FieldRecord
+from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.fields import VARIABLES, Field, LevelType
+
+FloatArray = npt.NDArray[np.float64]
+NO_ATTRIBUTES: Mapping[str, str] = {}
+GRIB_SUFFIXES = (".grib", ".grib2", ".grb", ".grb2")
+
+
+@dataclass(frozen=True)
+class Map:
+    """One field at one time.
+
+    Attributes:
+        values: SI units of the field table, NaN where absent, shape [Y, X].
+        latitudes: Degrees north, descending, shape [Y].
+        longitudes: Degrees east, ascending in [0, 360), shape [X].
+    """
+
+    values: FloatArray
+    latitudes: FloatArray
+    longitudes: FloatArray
+
+
+class ForecastMaps(Protocol):
+    """The maps of one forecast product.
+
+    Attributes:
+        fields: Fields that it holds.
+        init_times: Initial times, datetime64[s].
+        lead_times: Lead times, ascending, timedelta64[s].
+        attributes: Provenance, where the kind of file can hold it.
+    """
+
+    fields: tuple[Field, ...]
+    init_times: tuple[np.datetime64, ...]
+    lead_times: tuple[np.timedelta64, ...]
+    attributes: Mapping[str, str]
+
+    def read(self, chosen: Field, init: np.datetime64, lead: np.timedelta64) -> Map | None:
+        """One map, or None where the product has no value for this time."""
+
+
+def open_maps(path: Path) -> ForecastMaps:
+    """The maps of a forecast in zarr, netCDF or GRIB.
+
+    Raises:
+        DataError: There is no forecast under this name, or it cannot be read.
+    """
+    if not path.exists():
+        raise DataError(f"missing forecast {path}")
+    if path.suffix in GRIB_SUFFIXES:
+        return _GribMaps(path)
+    return _ArrayMaps(path)
+
+
+class _ArrayMaps:
+    """A forecast store or a netCDF file, opened by xarray and read map by map."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            data = xr.open_zarr(path) if path.is_dir() else xr.open_dataset(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{path} is neither a zarr store nor a netCDF file: {error}") from error
+        dims = ("time", "prediction_timedelta", "latitude", "longitude")
+        lacking = [dim for dim in dims if dim not in data.coords]
+        if lacking:
+            raise DataError(
+                f"{path} is not a forecast: missing dims {', '.join(lacking)}; it has "
+                f"{', '.join(map(str, data.dims))}"
+            )
+        self._data = data.sortby("latitude", ascending=False).sortby("longitude")
+        self.attributes = {str(key): str(value) for key, value in data.attrs.items()}
+        self.init_times = tuple(np.atleast_1d(data["time"].values).astype("datetime64[s]"))
+        leads = np.atleast_1d(data["prediction_timedelta"].values)
+        if leads.dtype.kind != "m":
+            raise DataError(f"{path}: prediction_timedelta is {leads.dtype}, expected a timedelta")
+        self.lead_times = tuple(np.sort(leads.astype("timedelta64[s]")))
+        self.fields = tuple(_fields_of(data))
+
+    def read(self, chosen: Field, init: np.datetime64, lead: np.timedelta64) -> Map | None:
+        place = {"time": init, "prediction_timedelta": lead}
+        if chosen.level_hpa:
+            place["level"] = chosen.level_hpa
+        data = self._data[chosen.variable].sel(place).transpose("latitude", "longitude")
+        values = data.values.astype(np.float64)
+        if not np.isfinite(values).any():
+            return None
+        return Map(
+            values,
+            self._data["latitude"].values.astype(np.float64),
+            self._data["longitude"].values.astype(np.float64),
+        )
+
+
+def _fields_of(data: xr.Dataset) -> list[Field]:
+    fields = []
+    for name, variable in VARIABLES.items():
+        if name not in data or "prediction_timedelta" not in data[name].dims:
+            continue
+        if variable.level_type is LevelType.SURFACE:
+            fields.append(Field(name))
+        elif "level" in data[name].dims:
+            fields += [Field(name, int(level)) for level in data["level"].values]
+    return fields
+
+
+@dataclass
+class _GribMaps:
+    """A GRIB file; precipitation, which no forecast starts from, is drawn all the same."""
+
+    path: Path
+    fields: tuple[Field, ...] = ()
+    init_times: tuple[np.datetime64, ...] = ()
+    lead_times: tuple[np.timedelta64, ...] = ()
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._source = GribSource(self.path)
+        self._records: dict[tuple[Field, np.datetime64, np.timedelta64], FieldRecord] = {}
+        for record in self._source.records():
+            found = _field_of(record)
+            if found is not None and record.axes is not None:
+                self._records[found, record.init_time, _seconds(record.lead_time)] = record
+        if not self._records:
+            raise DataError(f"{self.path} holds no field that can be drawn")
+        self.fields = tuple(dict.fromkeys(key[0] for key in self._records))
+        self.init_times = tuple(sorted({key[1] for key in self._records}))
+        self.lead_times = tuple(sorted({key[2] for key in self._records}))
+
+    def read(self, chosen: Field, init: np.datetime64, lead: np.timedelta64) -> Map | None:
+        record = self._records.get((chosen, init, _seconds(lead)))
+        if record is None:
+            return None
+        assert record.axes is not None
+        conversion = to_si(record.variable, record.units)
+        if conversion is None:
+            raise DataError(f"{self.path}: {record.where} has unknown units {record.units}")
+        (values,) = self._source.read([record])
+        return Map(
+            values.astype(np.float64) * conversion[0] + conversion[1],
+            record.axes.latitudes,
+            record.axes.longitudes,
+        )
+
+
+def _seconds(lead: np.timedelta64) -> np.timedelta64:
+    return lead.astype("timedelta64[s]")
+
+
+def _field_of(record: FieldRecord) -> Field | None:
+    variable = VARIABLES.get(record.variable)
+    if variable is None:
+        return None
+    if variable.level_type is LevelType.SURFACE:
+        return Field(variable.name)
+    return Field(variable.name, int(record.level)) if record.level else None

@@ -1,0 +1,119 @@
+"""AdamW, its schedule, the global gradient norm and the averaged weights."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from jigsaw_forecast.parallel.collectives import all_reduce_sum
+from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.train.schema import Phase, TrainSection
+
+BUCKET_ELEMENTS = 8 << 20  # 32 MB of float32: large enough for full bandwidth
+
+
+def make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
+    """AdamW on this rank's pieces; weight decay on matrices only."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": train.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=train.betas, fused=True)
+
+
+def phase_at(train: TrainSection, step: int) -> tuple[int, int]:
+    """The phase of train step `step` (from 0) and the step's place in it (from 0)."""
+    for index, phase in enumerate(train.phases):
+        if step < phase.num_steps:
+            return index, step
+        step -= phase.num_steps
+    raise ValueError("step is past the last phase")
+
+
+def learning_rate(phase: Phase, warmup_steps: int, step: int) -> float:
+    """Linear warm-up to the peak, then a cosine that reaches 0 one step after the phase ends.
+
+    Args:
+        phase: Peak and length.
+        warmup_steps: Steps to the peak; the first has 1 / warmup_steps of it.
+        step: Place in the phase, from 0.
+    """
+    if step < warmup_steps:
+        return phase.learning_rate * (step + 1) / warmup_steps
+    past = (step - warmup_steps) / max(phase.num_steps - warmup_steps, 1)
+    return phase.learning_rate * 0.5 * (1.0 + math.cos(math.pi * past))
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], mesh: Mesh) -> None:
+    """Replaces each gradient by its mean over the data replicas.
+
+    Communication:
+        All-reduces over data, in buckets; a ring receives 2 (size - 1) / size of the gradients.
+    """
+    if mesh.data.size == 1:
+        return
+    bucket: list[torch.Tensor] = []
+    for position, parameter in enumerate(parameters):
+        assert parameter.grad is not None
+        bucket.append(parameter.grad)
+        is_last = position == len(parameters) - 1
+        if is_last or sum(grad.numel() for grad in bucket) >= BUCKET_ELEMENTS:
+            _average(bucket, mesh)
+            bucket = []
+
+
+def _average(gradients: list[torch.Tensor], mesh: Mesh) -> None:
+    size = mesh.data.size
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).div_(size)
+    all_reduce_sum(flat, (mesh.data,))
+    num_bytes = flat.numel() * flat.element_size()
+    mesh.traffic.add("data", "weights", 2 * (size - 1) * num_bytes // size)
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def local_gradient_square(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
+    """Sum of squares of this rank's gradients; every parameter lies on one rank of a group."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return nn.utils.get_total_norm(gradients).square()
+
+
+class AveragedWeights:
+    """An exponential moving average of the weights; the saved checkpoint holds it.
+
+    The decay starts low, (1 + n) / (10 + n), so that early averages are not the fresh weights.
+    """
+
+    WARM_UP = 10.0  # TensorFlow's ExponentialMovingAverage
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Starts as the model's weights."""
+        self._parameters = [parameter.detach() for parameter in model.parameters()]
+        self._decay = decay
+        self.values = [parameter.clone() for parameter in self._parameters]
+
+    def update(self, num_updates: int) -> None:
+        """Moves towards the weights after train step `num_updates` (from 1)."""
+        decay = min(self._decay, (1.0 + num_updates) / (self.WARM_UP + num_updates))
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average(self.values, self._parameters, num_updates)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within, the model holds the averaged weights."""
+        with torch.no_grad():
+            own = [parameter.clone() for parameter in self._parameters]
+            for parameter, value in zip(self._parameters, self.values, strict=True):
+                parameter.copy_(value)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self._parameters, own, strict=True):
+                    parameter.copy_(value)

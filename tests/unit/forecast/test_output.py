@@ -1,0 +1,237 @@
+"""Claims about resolving `--output` and about the life of a product, whatever its kind."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jigsaw_forecast.errors import OutputError
+from jigsaw_forecast.forecast.output import open_writer, resolve_outputs
+from jigsaw_forecast.grid import Grid
+from tests.unit.forecast.made_up import INIT, hours, make_spec, make_state
+
+KINDS = ("f.zarr", "f.grib2", "f.nc")
+TWO_INITS = (INIT, INIT + np.timedelta64(12, "h"))
+
+
+def write_all(path: Path, *, overwrite: bool = False) -> None:
+    spec = make_spec()
+    writer = open_writer(path, spec, overwrite=overwrite)
+    for lead in spec.lead_times:
+        writer.write(make_state(spec, int(lead / np.timedelta64(1, "h"))))
+        writer.mark_done(INIT, lead)
+    writer.finish()
+
+
+def content(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(file.relative_to(path.parent)): file.read_bytes() for file in files}
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """A disk that takes no file larger than this: writing on fails with EFBIG."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_init_template_gives_one_product_for_each_init_time(tmp_path: Path) -> None:
+    text = f"{tmp_path}/forecast-{{init:%Y%m%d%H}}.zarr"
+    products = resolve_outputs([text], TWO_INITS, hours(6, 12))
+    assert [p.path.name for p in products] == [
+        "forecast-2026062400.zarr",
+        "forecast-2026062412.zarr",
+    ]
+    assert [p.init_times for p in products] == [(TWO_INITS[0],), (TWO_INITS[1],)]
+
+
+def test_lead_template_gives_one_product_for_each_lead_time(tmp_path: Path) -> None:
+    products = resolve_outputs([f"{tmp_path}/{{lead:03d}}.grib2"], TWO_INITS, hours(6, 240))
+    assert [p.path.name for p in products] == ["006.grib2", "240.grib2"]
+    assert [p.lead_times for p in products] == [hours(6), hours(240)]
+    assert products[0].init_times == TWO_INITS
+
+
+def test_plain_path_holds_all_times(tmp_path: Path) -> None:
+    (product,) = resolve_outputs([f"{tmp_path}/all.nc"], TWO_INITS, hours(6, 12))
+    assert product.init_times == TWO_INITS
+    assert product.lead_times == hours(6, 12)
+
+
+def test_all_problems_are_in_one_message(tmp_path: Path) -> None:
+    (tmp_path / "there.nc").touch()
+    with pytest.raises(OutputError) as caught:
+        resolve_outputs(
+            [
+                f"{tmp_path}/a.txt",
+                f"{tmp_path}/nowhere/b.nc",
+                f"{tmp_path}/there.nc",
+                f"{tmp_path}/{{step}}.nc",
+                f"{tmp_path}/c.zarr",
+                f"{tmp_path}/c.zarr",
+            ],
+            [INIT],
+            hours(6),
+        )
+    lines = str(caught.value).splitlines()
+    expected = ("not a valid template", "same name", "unknown suffix '.txt'")
+    expected += ("missing folder", "there.nc exists; add --overwrite")
+    assert len(lines) == len(expected)
+    assert all(any(part in line for line in lines) for part in expected)
+
+
+def test_folder_that_takes_no_files_is_refused() -> None:
+    with pytest.raises(OutputError, match="cannot write into folder /proc"):
+        resolve_outputs(["/proc/f.zarr"], [INIT], hours(6))
+
+
+def test_file_used_as_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is not a folder"):
+        resolve_outputs([f"{tmp_path}/file/f.zarr"], [INIT], hours(6))
+
+
+def test_folder_that_is_no_store_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine.zarr").mkdir()
+    with pytest.raises(OutputError, match="not a zarr store"):
+        resolve_outputs([f"{tmp_path}/mine.zarr"], [INIT], hours(6), overwrite=True)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_nothing_is_under_the_final_name_before_finish(tmp_path: Path, name: str) -> None:
+    spec = make_spec()
+    writer = open_writer(tmp_path / name, spec, overwrite=False)
+    writer.write(make_state(spec, 6))
+    assert not (tmp_path / name).exists()
+    writer.abort()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_finish_leaves_the_product_and_nothing_else(tmp_path: Path, name: str) -> None:
+    write_all(tmp_path / name)
+    assert names(tmp_path) == {name}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_finish_refuses_while_lead_times_are_missing(tmp_path: Path, name: str) -> None:
+    spec = make_spec()
+    writer = open_writer(tmp_path / name, spec, overwrite=False)
+    writer.write(make_state(spec, 0))
+    writer.mark_done(INIT, spec.lead_times[0])
+    with pytest.raises(OutputError, match=r"missing 2026-06-24T00:00:00 \+6 h"):
+        writer.finish()
+    writer.abort()
+    assert names(tmp_path) == {f"{name}.partial"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_abort_before_any_lead_time_leaves_nothing(tmp_path: Path, name: str) -> None:
+    writer = open_writer(tmp_path / name, make_spec(), overwrite=False)
+    writer.abort()
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_existing_product_is_refused_without_overwrite(tmp_path: Path, name: str) -> None:
+    write_all(tmp_path / name)
+    with pytest.raises(OutputError, match="exists; add --overwrite"):
+        open_writer(tmp_path / name, make_spec(), overwrite=False)
+    assert names(tmp_path) == {name}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_old_product_survives_a_failed_overwrite(tmp_path: Path, name: str) -> None:
+    write_all(tmp_path / name)
+    before = content(tmp_path / name)
+    spec = make_spec()
+    writer = open_writer(tmp_path / name, spec, overwrite=True)
+    writer.write(make_state(spec, 6))
+    writer.abort()
+    assert content(tmp_path / name) == before
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_overwrite_replaces_the_old_product_whole(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_all(path)
+    expected = content(path)
+    if path.is_dir():
+        (path / "stale").touch()
+    else:
+        path.write_bytes(b"old")
+    write_all(path, overwrite=True)
+    assert names(tmp_path) == {name}
+    assert content(path).keys() == expected.keys()
+    assert content(path) != {name: b"old"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_a_dead_run_left_is_cleared(tmp_path: Path, name: str) -> None:
+    partial = tmp_path / f"{name}.partial"
+    if name.endswith(".zarr"):
+        (partial / "junk").mkdir(parents=True)
+    else:
+        partial.write_bytes(b"junk")
+    write_all(tmp_path / name)
+    assert names(tmp_path) == {name}
+    assert not (tmp_path / name / "junk").exists()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_second_run_on_one_product_is_refused_while_the_first_lives(
+    tmp_path: Path, name: str
+) -> None:
+    first = open_writer(tmp_path / name, make_spec(), overwrite=False)
+    with pytest.raises(OutputError, match="written by another run"):
+        open_writer(tmp_path / name, make_spec(), overwrite=True)
+    first.abort()
+    write_all(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_full_disk_names_file_and_reason(tmp_path: Path, name: str) -> None:
+    spec = make_spec(grid=Grid(128, 256, has_poles=False))
+    writer = open_writer(tmp_path / name, spec, overwrite=False)
+
+    def write() -> None:
+        writer.write(make_state(spec, 6))
+        writer.mark_done(INIT, spec.lead_times[1])
+
+    with largest_file(60_000), pytest.raises(OutputError) as caught:
+        write()
+    writer.abort()
+    assert str(caught.value).startswith(f"cannot write {tmp_path / name}: ")
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bytes_written_are_those_on_disk(tmp_path: Path, name: str) -> None:
+    spec = make_spec()
+    writer = open_writer(tmp_path / name, spec, overwrite=False)
+    for lead in (0, 6):
+        writer.write(make_state(spec, lead))
+        writer.mark_done(INIT, np.timedelta64(lead, "h"))
+    writer.finish()
+    on_disk = sum(map(len, content(tmp_path / name).values()))
+    # zarr writes its root metadata more than once
+    assert on_disk <= writer.bytes_written <= on_disk * (2 if name.endswith(".zarr") else 1)
+
+
+def test_state_of_another_grid_is_refused(tmp_path: Path) -> None:
+    spec = make_spec()
+    other = make_state(make_spec(grid=Grid(16, 16, has_poles=False)), 6)
+    writer = open_writer(tmp_path / "f.zarr", spec, overwrite=False)
+    with pytest.raises(ValueError, match="16x8 maps got 16x16"):
+        writer.write(other)
+    writer.abort()

@@ -1,0 +1,169 @@
+"""Claims about forecast stores, read back by xarray and by plain zarr."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from jigsaw_forecast.errors import OutputError
+from jigsaw_forecast.fields import Field
+from jigsaw_forecast.forecast.output import open_writer
+from jigsaw_forecast.forecast.product import OutputSpec
+from jigsaw_forecast.forecast.zarr_writer import finished_lead_times
+from jigsaw_forecast.grid import Grid
+from tests.unit.forecast.made_up import FIELDS, INIT, hours, make_spec, make_state
+
+FINE = Grid(181, 360, has_poles=True)
+
+
+def write_all(path: Path, spec: OutputSpec) -> None:
+    writer = open_writer(path, spec, overwrite=False)
+    for hour, lead in zip(spec.lead_hours, spec.lead_times, strict=True):
+        writer.write(make_state(spec, hour))
+        writer.mark_done(INIT, lead)
+    writer.finish()
+
+
+@pytest.mark.parametrize("grid", [Grid(8, 16, has_poles=False), FINE])
+def test_plain_open_zarr_gives_the_values_to_the_bit(tmp_path: Path, grid: Grid) -> None:
+    spec = make_spec(grid=grid)
+    write_all(tmp_path / "f.zarr", spec)
+    store = xr.open_zarr(tmp_path / "f.zarr")
+    state = make_state(spec, 6)
+    for field, expected in zip(FIELDS, state.data.numpy(), strict=True):
+        found = store[field.variable].sel(time=INIT, prediction_timedelta=hours(6)[0])
+        if field.level_hpa:
+            found = found.sel(level=field.level_hpa)
+        assert np.array_equal(found.values, expected)
+
+
+def test_plain_open_zarr_decodes_times_and_axes(tmp_path: Path) -> None:
+    spec = make_spec()
+    write_all(tmp_path / "f.zarr", spec)
+    store = xr.open_zarr(tmp_path / "f.zarr")
+    assert store.time.values[0] == INIT
+    assert store.prediction_timedelta.dtype.kind == "m"
+    assert list(store.prediction_timedelta.values) == list(hours(0, 6))
+    assert list(store.level.values) == [500, 850]
+    assert np.array_equal(store.latitude, spec.grid.latitudes)
+    assert np.array_equal(store.longitude, spec.grid.longitudes)
+    dims = ("time", "prediction_timedelta", "level", "latitude", "longitude")
+    assert store["geopotential"].dims == dims
+    assert store["2m_temperature"].dims == (*dims[:2], *dims[3:])
+
+
+def test_initial_time_with_minutes_is_kept(tmp_path: Path) -> None:
+    init = np.datetime64("2026-06-24T00:30:15", "s")
+    spec = make_spec(init_times=(init,))
+    writer = open_writer(tmp_path / "f.zarr", spec, overwrite=False)
+    assert xr.open_zarr(tmp_path / "f.zarr.partial").time.values[0] == init
+    writer.abort()
+
+
+def test_cf_attributes_and_provenance_are_written(tmp_path: Path) -> None:
+    write_all(tmp_path / "f.zarr", make_spec())
+    store = xr.open_zarr(tmp_path / "f.zarr")
+    assert store["geopotential"].attrs["units"] == "m2 s-2"
+    assert store["2m_temperature"].attrs["standard_name"] == "air_temperature"
+    assert store.attrs["notice"] == "a simulated planet"
+    assert store.attrs["fields"] == "z500 z850 q500 2t 10u msl tp"
+
+
+def test_coarse_grids_have_all_levels_in_a_chunk_and_one_unit(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False)
+    assert writer.units()[0] == FIELDS[:2]
+    assert [len(unit) for unit in writer.units()] == [2, 1, 1, 1, 1, 1]
+    array = zarr.open_array(tmp_path / "f.zarr.partial" / "geopotential")
+    assert array.chunks == (1, 1, 2, 8, 16)
+    writer.abort()
+
+
+def test_one_degree_grids_have_one_map_in_a_chunk_and_a_unit(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "f.zarr", make_spec(grid=FINE), overwrite=False)
+    assert writer.units() == [(field,) for field in FIELDS]
+    array = zarr.open_array(tmp_path / "f.zarr.partial" / "geopotential")
+    assert array.chunks == (1, 1, 1, 181, 360)
+    writer.abort()
+
+
+def test_ranks_write_their_own_units_of_one_lead_time(tmp_path: Path) -> None:
+    spec = make_spec(lead_times=hours(6))
+    whole = make_state(spec, 6)
+    creator = open_writer(tmp_path / "f.zarr", spec, overwrite=False)
+    other = open_writer(tmp_path / "f.zarr", spec, overwrite=False, is_creator=False)
+    for index, unit in enumerate(creator.units()):
+        rows = [FIELDS.index(field) for field in unit]
+        part = type(whole)(whole.data[rows], unit, spec.grid, INIT, whole.lead_time)
+        (creator if index % 2 else other).write(part)
+    other.finish()
+    creator.mark_done(INIT, whole.lead_time)
+    creator.finish()
+    store = xr.open_zarr(tmp_path / "f.zarr")
+    assert np.array_equal(store["geopotential"][0, 0].values, whole.data[:2].numpy())
+    assert np.array_equal(store["2m_temperature"][0, 0].values, whole.data[3].numpy())
+
+
+def test_half_a_unit_is_refused(tmp_path: Path) -> None:
+    spec = make_spec()
+    writer = open_writer(tmp_path / "f.zarr", spec, overwrite=False)
+    with pytest.raises(ValueError, match="not whole units"):
+        writer.write(make_state(spec, 6, fields=FIELDS[:1]))
+    writer.abort()
+
+
+def test_level_that_was_not_asked_for_is_nan(tmp_path: Path) -> None:
+    fields = (Field("geopotential", 500), Field("specific_humidity", 850))
+    write_all(tmp_path / "f.zarr", make_spec(fields=fields))
+    store = xr.open_zarr(tmp_path / "f.zarr")
+    assert bool(store["geopotential"].sel(level=500).notnull().all())
+    assert bool(store["geopotential"].sel(level=850).isnull().all())
+
+
+def test_unfinished_lead_times_are_recognisable_while_writing(tmp_path: Path) -> None:
+    spec = make_spec()
+    writer = open_writer(tmp_path / "f.zarr", spec, overwrite=False)
+    writer.write(make_state(spec, 0))
+    writer.mark_done(INIT, hours(0)[0])
+    writer.write(make_state(spec, 6))  # not marked: other ranks may still be writing
+    partial = tmp_path / "f.zarr.partial"
+    assert finished_lead_times(partial) == {(INIT, hours(0)[0])}
+    record = json.loads((partial / "progress.json").read_text())
+    assert record == {"finished": [["2026-06-24T00:00:00", 0]]}
+    writer.abort()
+
+
+def test_finished_lead_times_are_in_the_final_store(tmp_path: Path) -> None:
+    write_all(tmp_path / "f.zarr", make_spec())
+    expected = {(INIT, hours(0)[0]), (INIT, hours(6)[0])}
+    assert finished_lead_times(tmp_path / "f.zarr") == expected
+
+
+def test_store_without_a_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no record of finished lead times"):
+        finished_lead_times(tmp_path)
+
+
+def test_unwritten_lead_time_reads_as_nan(tmp_path: Path) -> None:
+    spec = make_spec()
+    writer = open_writer(tmp_path / "f.zarr", spec, overwrite=False)
+    store = xr.open_zarr(tmp_path / "f.zarr.partial")
+    assert bool(store["2m_temperature"].isnull().all())
+    writer.abort()
+
+
+def test_map_that_is_nan_is_written_as_a_chunk(tmp_path: Path) -> None:
+    write_all(tmp_path / "f.zarr", make_spec())
+    assert (tmp_path / "f.zarr/total_precipitation_6hr/c/0/0/0/0").is_file()
+
+
+def test_flipped_bit_is_an_error_when_read(tmp_path: Path) -> None:
+    write_all(tmp_path / "f.zarr", make_spec())
+    chunk = tmp_path / "f.zarr/2m_temperature/c/0/1/0/0"
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(ValueError, match=r"(?i)checksum"):
+        xr.open_zarr(tmp_path / "f.zarr")["2m_temperature"].load()
