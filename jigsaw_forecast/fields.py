@@ -160,7 +160,7 @@ def standard_geopotential(level_hpa: float) -> float:
     """
     tropopause_hpa, tropopause_m = 226.32, 11000.0
     if level_hpa >= tropopause_hpa:
-        height_m = 44330.77 * (1.0 - (level_hpa / 1013.25) ** 0.190263)
+        height_m = 44330.77 * (1.0 - float((level_hpa / 1013.25) ** 0.190263))
     else:
         height_m = tropopause_m - 6341.62 * math.log(level_hpa / tropopause_hpa)
     return GRAVITY_M_S2 * height_m

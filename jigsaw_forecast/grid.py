@@ -38,14 +38,14 @@ class Grid:
     def latitudes(self) -> FloatArray:
         """Degrees north, north to south, shape [num_lat]."""
         if self.has_poles:
-            return np.linspace(90.0, -90.0, self.num_lat)
+            return np.linspace(90.0, -90.0, self.num_lat, dtype=np.float64)
         spacing = 180.0 / self.num_lat
-        return 90.0 - spacing * (np.arange(self.num_lat) + 0.5)
+        return 90.0 - spacing * (np.arange(self.num_lat, dtype=np.float64) + 0.5)
 
     @property
     def longitudes(self) -> FloatArray:
         """Degrees east from 0, shape [num_lon]."""
-        return np.arange(self.num_lon) * (360.0 / self.num_lon)
+        return np.arange(self.num_lon, dtype=np.float64) * (360.0 / self.num_lon)
 
     @property
     def num_model_lat(self) -> int:
@@ -117,7 +117,7 @@ def area_weights(latitudes: npt.ArrayLike) -> FloatArray:
     bounds = np.concatenate([[-np.pi / 2], inner, [np.pi / 2]])
     weights = np.diff(np.sin(bounds))
     weights = weights[::-1] if lat[0] > lat[-1] else weights
-    return weights / weights.mean()
+    return np.asarray(weights / weights.mean())
 
 
 def describe_axes(latitudes: FloatArray, longitudes: FloatArray) -> str:

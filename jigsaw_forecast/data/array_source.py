@@ -18,6 +18,7 @@ from jigsaw_forecast.data.conventions import (
 )
 from jigsaw_forecast.data.records import (
     NOT_A_TIME,
+    PRESSURE_LEVEL,
     FieldRecord,
     FieldStatistics,
     Float32Array,
@@ -79,7 +80,6 @@ class ArraySource:
         """Describes every array of a dataset whose times are decoded."""
         self.path = path
         self.bytes_read = 0
-        self.notes: list[str] = []
         self._arrays = [
             describe(dataset, name)
             for name in dataset.data_vars
@@ -100,7 +100,7 @@ class ArraySource:
 
     def records_at(self, valid_time: np.datetime64) -> list[FieldRecord]:
         """The fields valid at one time, and those without time."""
-        found = []
+        found: list[FieldRecord] = []
         for array in self._arrays:
             is_there = (array.valid_times == valid_time) | np.isnat(array.valid_times)
             found += _records(array, self.path, np.argwhere(is_there))
@@ -178,7 +178,7 @@ def describe(dataset: xr.Dataset, name: Hashable) -> FieldArray:
     if spec is not None and spec.role is Role.STATIC and Axis.TIME not in roles:
         time_fault = ""
     faults = [quantity.why, *faults, level_fault, time_fault]
-    pressure_or_surface = "isobaricInhPa" if has_pressure else "surface"
+    pressure_or_surface = PRESSURE_LEVEL if has_pressure else "surface"
     return FieldArray(
         name=str(name),
         variable=quantity.variable,
@@ -192,7 +192,7 @@ def describe(dataset: xr.Dataset, name: Hashable) -> FieldArray:
         init_times=init_times,
         valid_times=valid_times,
         level_type="hybrid" if has_model_levels else pressure_or_surface,
-        why=next((fault for fault in faults if fault), ""),
+        why="; ".join(fault for fault in faults if fault),
     )
 
 
@@ -266,9 +266,11 @@ def _times(
     array: xr.DataArray, roles: dict[Axis, Hashable], scalars: dict[Axis, Hashable]
 ) -> tuple[npt.NDArray[np.datetime64], npt.NDArray[np.datetime64], str]:
     """Init and valid times [T, L], and what is wrong with them."""
-    num_times = max(array.sizes[roles[a]] for a in _TIMES[:2] if a in roles) if (
-        Axis.TIME in roles or Axis.REFERENCE_TIME in roles
-    ) else 1
+    num_times = (
+        max(array.sizes[roles[a]] for a in _TIMES[:2] if a in roles)
+        if (Axis.TIME in roles or Axis.REFERENCE_TIME in roles)
+        else 1
+    )
     num_leads = array.sizes[roles[Axis.LEAD_TIME]] if Axis.LEAD_TIME in roles else 1
     nothing = np.full((num_times, num_leads), NOT_A_TIME, dtype="datetime64[s]")
     key_of = {axis: roles.get(axis, scalars.get(axis)) for axis in _TIMES}
@@ -303,9 +305,7 @@ def _calendar_fault(times: npt.NDArray[np.generic]) -> str:
     return f"the time coordinate has no units that say when it is ({times.dtype})"
 
 
-def _records(
-    array: FieldArray, path: Path, indices: npt.NDArray[np.intp]
-) -> Iterator[FieldRecord]:
+def _records(array: FieldArray, path: Path, indices: npt.NDArray[np.intp]) -> Iterator[FieldRecord]:
     axes = array.order.axes if array.order is not None and not array.why else None
     for time, lead in indices:
         for level_index, level in enumerate(array.levels):
@@ -346,9 +346,7 @@ def _selection(place: _Place, levels: int | list[int]) -> Selection:
         Axis.MEMBER: place.member,
     }
     is_on_map = place.array.order is not None
-    return tuple(
-        chosen.get(axis, 0 if is_on_map else slice(None)) for axis in place.array.axes
-    )
+    return tuple(chosen.get(axis, 0 if is_on_map else slice(None)) for axis in place.array.axes)
 
 
 def _map_order(array: FieldArray) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from jigsaw_forecast.data.grib_messages import GribField, find_fields, read_fiel
 from jigsaw_forecast.data.records import (
     GEOPOTENTIAL_HEIGHT,
     NOT_A_TIME,
+    PRESSURE_LEVEL,
     RELATIVE_HUMIDITY,
     SURFACE_HEIGHT,
     FieldRecord,
@@ -41,6 +42,7 @@ _PRESSURE_PARAMS = {
     for param in v.param_ids
 }
 _WINDS = (131, 132, 165, 166)
+_GRID_WINDS = "wind along the grid's own axes (uvRelativeToGrid=1), not east and north"
 # MARS types that are an atmosphere's state; others are spreads, probabilities, increments, ...
 _ANALYSES = ("an", "fi", "3v", "4v", "oi")
 _STATE_TYPES = (*_ANALYSES, "fc", "cf", "pf")
@@ -69,7 +71,7 @@ class GribSource:
             DataError: The file is empty, truncated, damaged or holds foreign bytes.
         """
         self.path = path
-        self._fields, self.bytes_read, self.notes = find_fields(path)
+        self._fields, self.bytes_read = find_fields(path)
         self._templates: dict[bytes, FieldRecord] = {}
         self._grids: dict[bytes, GribGrid] = {}
         self._records: list[FieldRecord] | None = None
@@ -100,7 +102,7 @@ class GribSource:
                 yield locator.grid.arrange(values)
 
     def statistics(self, record: FieldRecord) -> FieldStatistics:
-        """Extremes, mean and missing points as decoded, on any grid; of coefficients if spectral."""
+        """Extremes, mean and missing points as decoded; of coefficients where spectral."""
         with self.path.open("rb") as stream:
             message = read_field(stream, _locator(record).field)
         self.bytes_read += len(message)
@@ -157,22 +159,19 @@ class GribSource:
         level_type = _optional(handle, "typeOfLevel") or "unknown"
         level = _level(handle, level_type)
         if level_type in _PRESSURE_LEVELS:
-            level_type = "isobaricInhPa"
+            level_type = PRESSURE_LEVEL
         valid_time = _time(handle, "validityDate", "validityTime")
         mars_type = _optional(handle, "type")
         member = _optional(handle, "number")
         variable = _variable(param_id, short_name, level_type)
-        why = (
-            _why_not_instant(field, handle, mars_type)
-            or _why_not(param_id, short_name, variable, level_type)
-            or ("no valid time in its headers" if np.isnat(valid_time) else "")
-            or grid.why
-            or (
-                "wind along the grid's own axes (uvRelativeToGrid=1), not east and north"
-                if param_id in _WINDS and grid.winds_follow_grid
-                else ""
-            )
-        )
+        faults = [
+            _why_not_instant(field, handle, mars_type),
+            _why_not(param_id, short_name, variable, level_type),
+            "no valid time in its headers" if np.isnat(valid_time) else "",
+            grid.why,
+            _GRID_WINDS if param_id in _WINDS and grid.winds_follow_grid else "",
+        ]
+        why = "; ".join(fault for fault in faults if fault)
         return FieldRecord(
             variable=variable,
             short_name=short_name,
@@ -299,7 +298,7 @@ def _why_not(param_id: int, short_name: str, variable: str, level_type: str) -> 
         is_pressure = spec.level_type is LevelType.PRESSURE
     else:
         is_pressure = variable != SURFACE_HEIGHT
-    if is_pressure and level_type != "isobaricInhPa":
+    if is_pressure and level_type != PRESSURE_LEVEL:
         words = "hybrid (model) levels" if level_type.startswith("hybrid") else level_type
         return f"on {words}; a forecast needs pressure levels"
     if not is_pressure and level_type not in _SURFACE_LEVELS:

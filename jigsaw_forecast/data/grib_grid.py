@@ -96,9 +96,7 @@ def read_grid(handle: int) -> GribGrid:
     )
 
 
-def _latitudes(
-    handle: int, grid_type: str, num_j: int
-) -> tuple[npt.NDArray[np.float64], str]:
+def _latitudes(handle: int, grid_type: str, num_j: int) -> tuple[npt.NDArray[np.float64], str]:
     """Latitudes in the message's order, from its first and last point; increments may be wrong."""
     first = eccodes.codes_get_double(handle, "latitudeOfFirstGridPointInDegrees")
     last = eccodes.codes_get_double(handle, "latitudeOfLastGridPointInDegrees")

@@ -48,14 +48,14 @@ class GribField:
     grid: bytes
 
 
-def find_fields(path: Path) -> tuple[list[GribField], int, list[str]]:
+def find_fields(path: Path) -> tuple[list[GribField], int]:
     """Lists every field of a GRIB file.
 
     Args:
         path: A file.
 
     Returns:
-        The fields, the number of bytes read, and notes on padding.
+        The fields and the number of bytes read.
 
     Raises:
         DataError: The file is empty, not GRIB, truncated, or holds bytes that belong to no
@@ -65,22 +65,20 @@ def find_fields(path: Path) -> tuple[list[GribField], int, list[str]]:
     if size == 0:
         raise DataError(f"{path} is empty (0 bytes); fetch it again")
     fields: list[GribField] = []
-    padding = 0
     with path.open("rb") as stream:
         reader = _Reader(stream, size, path)
         position = number = 0
         while position < size:
             start = reader.find_magic(position)
             if start > position:
-                padding += reader.account_for_gap(position, start, num_before=number)
+                reader.account_for_gap(position, start, num_before=number)
             if start == size:
                 break
             number += 1
             fields_here, length = _read_message(reader, start, number)
             fields += fields_here
             position = start + length
-    notes = [f"{path}: {padding} zero bytes between messages are padding"] if padding else []
-    return fields, reader.bytes_read, notes
+    return fields, reader.bytes_read
 
 
 def read_field(stream: BinaryIO, field: GribField) -> bytes:
@@ -133,11 +131,11 @@ class _Reader:
             position += max(len(block) - len(_MAGIC) + 1, 1)
         return self.size
 
-    def account_for_gap(self, start: int, end: int, num_before: int) -> int:
-        """Length of a gap between messages that is only zeros; otherwise refuses the file."""
+    def account_for_gap(self, start: int, end: int, num_before: int) -> None:
+        """Refuses bytes that belong to no message, but for zeros: ECMWF pads messages with them."""
         head = self.at(start, min(end - start, _SEARCH_BYTES))
         if not head.strip(b"\0") and num_before:
-            return end - start
+            return
         shown = head[:_SHOWN_BYTES]
         if num_before == 0 and end == self.size:
             kind = "an HTML page" if is_html(head) else "not GRIB"

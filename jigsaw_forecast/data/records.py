@@ -13,6 +13,8 @@ Float64Array = npt.NDArray[np.float64]
 
 NOT_A_TIME = np.datetime64("NaT", "s")
 
+PRESSURE_LEVEL = "isobaricInhPa"  # level type of every record on a pressure level
+
 # Names for quantities that are not fields of a model but turn into one (conversions.py).
 GEOPOTENTIAL_HEIGHT = "geopotential_height"
 RELATIVE_HUMIDITY = "relative_humidity"
@@ -139,12 +141,10 @@ class Source(Protocol):
     Attributes:
         path: The file or store.
         bytes_read: Bytes taken from disk so far, headers included.
-        notes: What a user should know although it stops nothing, such as padding.
     """
 
     path: Path
     bytes_read: int
-    notes: list[str]
 
     def records(self) -> list[FieldRecord]:
         """All fields in the file, from headers alone."""

@@ -4,10 +4,13 @@ from pathlib import Path
 
 from jigsaw_forecast.data.grib import GribSource
 from jigsaw_forecast.data.grib_messages import is_html
+from jigsaw_forecast.data.initial_state import InitialStatePlan, plan_initial_state
 from jigsaw_forecast.data.netcdf import NetcdfSource
 from jigsaw_forecast.data.records import Source
 from jigsaw_forecast.data.zarr_store import ZarrSource
 from jigsaw_forecast.errors import DataError
+
+__all__ = ["InitialStatePlan", "Source", "open_source", "plan_initial_state"]
 
 _HEAD_BYTES = 1024
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"

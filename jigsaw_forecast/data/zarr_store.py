@@ -8,7 +8,7 @@ of shards; xarray reads the coordinates and decodes scale, offset and masks.
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from zarr.storage import LocalStore, WrapperStore
 
 from jigsaw_forecast.data.array_source import ArraySource, FieldArray, Selection
 from jigsaw_forecast.errors import DataError
+
+AnyArray = zarr.Array[Any]
 
 _SCALING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
 
@@ -104,7 +106,7 @@ def _is_consolidated(path: Path) -> bool:
 
 
 def _read_marking_absent(
-    stored: zarr.Array, selection: Selection
+    stored: AnyArray, selection: Selection
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
     """Raw values, and where they stand for chunks that do not exist.
 
@@ -122,13 +124,13 @@ def _read_marking_absent(
     return raw, raw != again
 
 
-def _read_filled(stored: zarr.Array, selection: Selection, fill: float) -> npt.NDArray[Any]:
+def _read_filled(stored: AnyArray, selection: Selection, fill: float) -> npt.NDArray[Any]:
     metadata = replace(stored.metadata, fill_value=stored.dtype.type(fill))
     refilled = zarr.Array(replace(stored.async_array, metadata=metadata))
-    return np.asarray(refilled.get_orthogonal_selection(selection))
+    return np.asarray(refilled.get_orthogonal_selection(cast(Any, selection)))
 
 
-def _mask_value(stored: zarr.Array) -> Any:
+def _mask_value(stored: AnyArray) -> Any:
     """The fill value where it marks missing points: xarray's convention for zarr version 2.
 
     A fill value of zero is zarr's default and marks nothing; zarr version 3 has `_FillValue`

@@ -46,14 +46,17 @@ def rings_of(topology: dict[str, Any], name: str) -> list[Points]:
 def coast_of(rings: list[Points]) -> Points:
     """Coastlines as one array [n, 2] in which a row of NaN ends each line.
 
-    Edges along the dateline and the south pole close polygons on a flat map and are no coast.
+    Edges along or across the dateline and along the south pole close polygons on a flat map and
+    are no coast.
     """
     gap = np.full((1, 2), np.nan)
     lines = []
     for ring in rings:
         start, end = ring[:-1], ring[1:]
-        is_seam = ((np.abs(start[:, 0]) > 179.99) & (np.abs(end[:, 0]) > 179.99)) | (
-            (start[:, 1] < -89.99) | (end[:, 1] < -89.99)
+        is_seam = (
+            ((np.abs(start[:, 0]) > 179.99) & (np.abs(end[:, 0]) > 179.99))
+            | (np.abs(start[:, 0] - end[:, 0]) > 180.0)
+            | ((start[:, 1] < -89.99) | (end[:, 1] < -89.99))
         )
         for part in np.split(np.arange(len(ring)), np.flatnonzero(is_seam) + 1):
             if len(part) > 1:

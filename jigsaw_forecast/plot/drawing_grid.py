@@ -6,14 +6,17 @@ from scipy.interpolate import RectBivariateSpline
 
 FloatArray = npt.NDArray[np.float64]
 
-LATITUDES: FloatArray = np.linspace(-90.0, 90.0, 181)
-LONGITUDES: FloatArray = np.linspace(-180.0, 180.0, 361)
+# 1.5 degrees, which is 2.7 dots in a panel
+LATITUDES: FloatArray = np.linspace(-90.0, 90.0, 121)
+LONGITUDES: FloatArray = np.linspace(-180.0, 180.0, 241)
 MOST_COLUMNS = 480  # finer maps are thinned: a panel is about that many pixels wide
 NUM_PADDED = 4  # a cubic spline feels about three points beyond the edge
 
 
-def to_drawing_grid(values: FloatArray, latitudes: FloatArray, longitudes: FloatArray) -> FloatArray:
-    """A map on 1-degree rows and columns from -180 to 180, both ends included.
+def to_drawing_grid(
+    values: FloatArray, latitudes: FloatArray, longitudes: FloatArray
+) -> FloatArray:
+    """A map on `LATITUDES` and `LONGITUDES`, from -180 to 180 with both ends.
 
     Cubic splines, periodic in longitude and carried on over the poles along the opposite
     meridian; no value leaves the range of the data, so that rain stays positive.
@@ -24,7 +27,7 @@ def to_drawing_grid(values: FloatArray, latitudes: FloatArray, longitudes: Float
         longitudes: Degrees east, ascending from 0, shape [X], the full circle.
 
     Returns:
-        Shape [181, 361], rows from south to north.
+        Shape [121, 241], rows from south to north.
     """
     thinning = -(-values.shape[1] // MOST_COLUMNS)
     values = values[::thinning, ::thinning]
@@ -32,13 +35,13 @@ def to_drawing_grid(values: FloatArray, latitudes: FloatArray, longitudes: Float
     values, latitudes = _pad_poles(values, latitudes)
     left, right = slice(-NUM_PADDED, None), slice(None, NUM_PADDED)
     values = np.concatenate([values[:, left], values, values[:, right]], axis=1)
-    longitudes = np.concatenate(
-        [longitudes[left] - 360.0, longitudes, longitudes[right] + 360.0]
-    )
+    longitudes = np.concatenate([longitudes[left] - 360.0, longitudes, longitudes[right] + 360.0])
     spline = RectBivariateSpline(latitudes[::-1], longitudes, values[::-1])
-    east = spline(LATITUDES, np.linspace(0.0, 360.0, 361))
-    drawn = np.concatenate([east[:, 180:360], east[:, :181]], axis=1)
-    return np.clip(drawn, values.min(), values.max())
+    half = LONGITUDES.size // 2
+    east = spline(LATITUDES, LONGITUDES + 180.0)
+    drawn = np.concatenate([east[:, half:-1], east[:, : half + 1]], axis=1)
+    clipped: FloatArray = np.clip(drawn, values.min(), values.max())
+    return clipped
 
 
 def _pad_poles(values: FloatArray, latitudes: FloatArray) -> tuple[FloatArray, FloatArray]:

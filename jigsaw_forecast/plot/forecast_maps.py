@@ -2,15 +2,19 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, Normalize
+from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from PIL import Image
 
 from jigsaw_forecast.errors import DataError, OutputError
 from jigsaw_forecast.fields import Field
@@ -22,11 +26,15 @@ from jigsaw_forecast.plot.reading import ForecastMaps, open_maps
 FloatArray = npt.NDArray[np.float64]
 
 ONE_HOUR = np.timedelta64(1, "h")
+NOTICE_ATTRIBUTE = "notice"
 DEFAULT_DAYS = (0, 1, 3, 5, 10)
-NUM_COLOURS = 20
+NUM_COLOURS = 32
 DOTS_PER_INCH = 120
 PANEL_INCHES = (6.4, 3.12)  # the map is 2.05 times as wide as high
 INK = "#222222"
+_TITLE: dict[str, Any] = {"fontsize": 17, "fontweight": "bold", "color": INK}
+_HEADING: dict[str, Any] = {"fontsize": 11.5, "color": INK}
+_NOTICE: dict[str, Any] = {"fontsize": 11, "fontstyle": "italic", "color": "#8a1c1c"}
 
 
 def plot_forecast(
@@ -62,12 +70,22 @@ def plot_forecast(
     figure = draw(maps, panels, init, leads)
     partial = output.with_name(f".{output.name}.partial")
     try:
-        figure.savefig(partial, format="png", dpi=DOTS_PER_INCH)
+        _picture(figure).save(partial, format="png", optimize=True)
         os.replace(partial, output)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
     return output
+
+
+def _picture(figure: Figure) -> Image.Image:
+    """The figure in 256 colours, a quarter of the bytes; shading has few colours anyway."""
+    figure.set_dpi(DOTS_PER_INCH)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    picture = Image.fromarray(pixels).convert("RGB")
+    return picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
 
 def draw(
@@ -77,52 +95,81 @@ def draw(
     leads: Sequence[np.timedelta64],
 ) -> Figure:
     """The figure: titles, a row for each lead time, a colour bar under each column."""
-    width, height = PANEL_INCHES
-    header, row_gap, footer = 0.95, 0.3, 0.95  # inches
-    notice = maps.attributes.get("notice")
-    total = header + len(leads) * (height + row_gap) + footer + (0.25 if notice else 0.0)
-    figure = Figure(figsize=(width * len(panels) + 0.3, total), facecolor="white", dpi=100)
-    figure.text(
-        0.5,
-        1 - 0.12 / total,
-        f"{maps.attributes.get('title', 'Global forecast')}, started {_time_words(init)}",
-        ha="center",
-        va="top",
-        fontsize=17,
-        fontweight="bold",
-        color=INK,
-    )
+    notice = maps.attributes.get(NOTICE_ATTRIBUTE)
+    page = _Page(len(panels), len(leads), has_notice=bool(notice))
+    figure = Figure(figsize=(page.width, page.height), facecolor="white")
+    title = f"{maps.attributes.get('title', 'Forecast')}, started {_time_words(init)}"
+    figure.text(0.5, page.up(0.3), title, ha="center", va="center", **_TITLE)
+    if notice:
+        figure.text(0.5, page.up(0.65), notice, ha="center", va="center", **_NOTICE)
     for column, panel in enumerate(panels):
-        left = (0.15 + column * width) / figure.get_figwidth()
-        share = width / figure.get_figwidth()
         figure.text(
-            left + share / 2,
-            1 - 0.55 / total,
-            _capital(panel.title),
-            ha="center",
-            va="top",
-            fontsize=11.5,
-            color=INK,
+            page.middle(column), page.up(page.header - 0.25), panel.title, ha="center", **_HEADING
         )
         shaded = [_shaded_map(maps, panel.shading, init, lead) for lead in leads]
         norm = _norm(panel.shading, [values for values in shaded if values is not None])
         for row, lead in enumerate(leads):
-            bottom = 1 - (header + (row + 1) * (height + row_gap) - row_gap / 4) / total
-            axes = figure.add_axes((left + 0.01 * share, bottom, 0.98 * share, height / total))
+            axes = figure.add_axes(page.panel(column, row))
             _draw_map(axes, shaded[row], _line_map(maps, panel, init, lead), panel, norm)
-            _draw_titles(axes, init, lead)
+            _draw_times(axes, init, lead)
         if panel.shading is not None and norm is not None:
-            bar = figure.add_axes(
-                (left + 0.16 * share, (footer - 0.42) / total, 0.68 * share, 0.14 / total)
-            )
-            _draw_bar(figure, bar, panel.shading, norm)
-            bar.set_anchor("C")
-    if notice:
-        figure.text(
-            0.5, 1 - 0.04 / total - (total - 0.3) / total, notice, ha="center", va="bottom",
-            fontsize=10.5, fontstyle="italic", color="#8a1c1c",
-        )
+            _draw_bar(figure, figure.add_axes(page.bar(column)), panel.shading, norm)
     return figure
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Where things are on the page, in inches turned into shares of it."""
+
+    num_columns: int
+    num_rows: int
+    has_notice: bool
+
+    margin = 0.2
+    row_gap = 0.32
+    footer = 0.75
+
+    @property
+    def header(self) -> float:
+        return 1.25 if self.has_notice else 0.95
+
+    @property
+    def width(self) -> float:
+        return self.num_columns * (PANEL_INCHES[0] + self.margin) + self.margin
+
+    @property
+    def height(self) -> float:
+        rows = self.num_rows * (PANEL_INCHES[1] + self.row_gap)
+        return self.header + rows + self.footer
+
+    def up(self, from_top: float) -> float:
+        return 1.0 - from_top / self.height
+
+    def left(self, column: int) -> float:
+        return self.margin + column * (PANEL_INCHES[0] + self.margin)
+
+    def middle(self, column: int) -> float:
+        return (self.left(column) + PANEL_INCHES[0] / 2) / self.width
+
+    def panel(self, column: int, row: int) -> tuple[float, float, float, float]:
+        bottom = self.header + (row + 1) * (PANEL_INCHES[1] + self.row_gap)
+        return (
+            self.left(column) / self.width,
+            self.up(bottom),
+            PANEL_INCHES[0] / self.width,
+            PANEL_INCHES[1] / self.height,
+        )
+
+    def bar(self, column: int) -> tuple[float, float, float, float]:
+        length = 0.7 * PANEL_INCHES[0]
+        left = self.left(column) + 0.15 * PANEL_INCHES[0]
+        bottom, thickness = 0.5, 0.13
+        return (
+            left / self.width,
+            bottom / self.height,
+            length / self.width,
+            thickness / self.height,
+        )
 
 
 def _choose_times(
@@ -134,7 +181,8 @@ def _choose_times(
     init = maps.init_times[0] if init_time is None else init_time
     if init not in maps.init_times:
         raise DataError(
-            f"{forecast}: missing initial time {init}; it has {', '.join(map(str, maps.init_times))}"
+            f"{forecast}: missing initial time {init}; it has "
+            f"{', '.join(map(str, maps.init_times))}"
         )
     if lead_times is not None:
         lacking = [lead for lead in lead_times if lead not in maps.lead_times]
@@ -185,9 +233,7 @@ def _norm(shading: Shading | None, drawn: Sequence[FloatArray]) -> BoundaryNorm 
     if shading.is_positive:
         low = 0.0
     high = high if high > low else low + 1.0
-    bounds = ticker.MaxNLocator(nbins=NUM_COLOURS, steps=[1, 2, 2.5, 4, 5, 10]).tick_values(
-        low, high
-    )
+    bounds = _round_values(low, high, NUM_COLOURS)
     return BoundaryNorm(bounds, ncolors=256, extend="max" if shading.is_positive else "both")
 
 
@@ -226,7 +272,7 @@ def _draw_map(
     axes.set_axis_off()
 
 
-def _draw_titles(axes: Axes, init: np.datetime64, lead: np.timedelta64) -> None:
+def _draw_times(axes: Axes, init: np.datetime64, lead: np.timedelta64) -> None:
     hours = lead / ONE_HOUR
     words = "Initial state" if hours == 0 else f"Day {hours / 24:g}"
     if hours % 24:
@@ -243,14 +289,22 @@ def _draw_titles(axes: Axes, init: np.datetime64, lead: np.timedelta64) -> None:
     )
 
 
-def _draw_bar(figure: Figure, bar: Axes, shading: Shading, norm: Normalize) -> None:
+def _draw_bar(figure: Figure, bar: Axes, shading: Shading, norm: BoundaryNorm) -> None:
     colour_bar = figure.colorbar(
         ScalarMappable(norm=norm, cmap=shading.colours), cax=bar, orientation="horizontal"
     )
-    colour_bar.set_label(f"{shading.label} ({shading.units})", fontsize=10, color=INK)
+    colour_bar.set_label(f"{_capital(shading.label)} ({shading.units})", fontsize=10, color=INK)
     colour_bar.ax.tick_params(labelsize=9, colors=INK, length=3)
-    colour_bar.ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=9))
+    assert norm.vmin is not None
+    assert norm.vmax is not None
+    ticks = _round_values(norm.vmin, norm.vmax, 10)
+    colour_bar.set_ticks([float(tick) for tick in ticks if norm.vmin <= tick <= norm.vmax])
     colour_bar.outline.set_linewidth(0.6)
+
+
+def _round_values(low: float, high: float, most: int) -> FloatArray:
+    values = ticker.MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return np.asarray(values, dtype=np.float64)
 
 
 def _time_words(instant: np.datetime64) -> str:

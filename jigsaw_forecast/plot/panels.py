@@ -69,16 +69,15 @@ class Panel:
 
     @property
     def title(self) -> str:
-        """`850 hPa temperature (°C, shaded), 500 hPa height (every 8 dam)`."""
+        """`500 hPa height (lines every 8 dam) over 850 hPa temperature (colours)`."""
+        lines, colours = self.contours, self.shading
         parts = []
-        if self.shading:
-            suffix = "shaded" if self.contours else ""
-            units = ", ".join(filter(None, (self.shading.units, suffix)))
-            parts.append(f"{self.shading.label} ({units})")
-        if self.contours:
-            lines = self.contours
+        if lines:
             parts.append(f"{lines.label} (lines every {lines.step:g} {lines.units})")
-        return "  and  ".join(parts)
+        if colours and not (lines and colours.label == lines.label):
+            parts.append(f"{colours.label} (colours)" if lines else colours.label)
+        text = " over ".join(parts)
+        return text[:1].upper() + text[1:]
 
 
 def default_panels(fields: Sequence[Field]) -> list[Panel]:

@@ -16,7 +16,6 @@ from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import VARIABLES, Field, LevelType
 
 FloatArray = npt.NDArray[np.float64]
-NO_ATTRIBUTES: Mapping[str, str] = {}
 GRIB_SUFFIXES = (".grib", ".grib2", ".grb", ".grb2")
 
 
@@ -83,7 +82,9 @@ class _ArrayMaps:
                 f"{', '.join(map(str, data.dims))}"
             )
         self._data = data.sortby("latitude", ascending=False).sortby("longitude")
-        self.attributes = {str(key): str(value) for key, value in data.attrs.items()}
+        self.attributes: Mapping[str, str] = {
+            str(key): str(value) for key, value in data.attrs.items()
+        }
         self.init_times = tuple(np.atleast_1d(data["time"].values).astype("datetime64[s]"))
         leads = np.atleast_1d(data["prediction_timedelta"].values)
         if leads.dtype.kind != "m":
@@ -92,7 +93,7 @@ class _ArrayMaps:
         self.fields = tuple(_fields_of(data))
 
     def read(self, chosen: Field, init: np.datetime64, lead: np.timedelta64) -> Map | None:
-        place = {"time": init, "prediction_timedelta": lead}
+        place: dict[str, object] = {"time": init, "prediction_timedelta": lead}
         if chosen.level_hpa:
             place["level"] = chosen.level_hpa
         data = self._data[chosen.variable].sel(place).transpose("latitude", "longitude")
@@ -158,7 +159,7 @@ class _GribMaps:
 
 
 def _seconds(lead: np.timedelta64) -> np.timedelta64:
-    return lead.astype("timedelta64[s]")
+    return np.timedelta64(lead, "s")
 
 
 def _field_of(record: FieldRecord) -> Field | None:

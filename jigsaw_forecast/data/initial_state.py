@@ -1,0 +1,275 @@
+"""Finds the fields of an initial state in a source, checks them all, then reads what is asked for.
+
+Planning reads headers only (and the values of fields that occur twice) and reports everything
+that is wrong at once; reading decodes only the fields of this rank.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from jigsaw_forecast.data.records import Axes, FieldRecord, Float32Array, Source
+from jigsaw_forecast.data.regrid import regrid as regrid_maps
+from jigsaw_forecast.data.selection import Choice, choose, list_times
+from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.fields import GRAVITY_M_S2, Field
+from jigsaw_forecast.grid import Grid
+
+_log = logging.getLogger(__name__)
+
+# Two codings of one field may differ by a step of 16 bit packing, relative to its range.
+_DUPLICATE_TOLERANCE = 2e-5
+_VECTORS = (
+    "u_component_of_wind",
+    "v_component_of_wind",
+    "10m_u_component_of_wind",
+    "10m_v_component_of_wind",
+)
+
+
+@dataclass(frozen=True)
+class _Check:
+    """What read values must satisfy."""
+
+    plausible: Mapping[Field, tuple[float, float]]
+
+    def faults(self, field: Field, choice: Choice, values: Float32Array) -> list[str]:
+        """What is wrong with the values of a field, before regridding."""
+        where = f"{field} ({choice.record.where})"
+        num_missing = int(np.count_nonzero(~np.isfinite(values)))
+        if num_missing:
+            return [
+                f"{where}: {num_missing} of {values.size} points are missing or not finite; "
+                "a model needs a value everywhere"
+            ]
+        if field not in self.plausible:
+            return []
+        low, high = self.plausible[field]
+        lowest, highest = float(values.min()), float(values.max())
+        if low <= lowest and highest <= high:
+            return []
+        text = (
+            f"{where}: values {lowest:g} to {highest:g} {field.spec.units} are implausible, "
+            f"expected {low:g} to {high:g}"
+        )
+        is_height = low <= lowest * GRAVITY_M_S2 and highest * GRAVITY_M_S2 <= high
+        if field.variable.startswith("geopotential") and is_height:
+            text += (
+                "; they look like geopotential height in metres under the name of geopotential: "
+                f"multiply by {GRAVITY_M_S2} or name it geopotential height (gh)"
+            )
+        return [text]
+
+
+class InitialStatePlan:
+    """Where each field of an initial state comes from; reads any of them.
+
+    Attributes:
+        source: The file or store.
+        grid: The model's grid.
+        source_axes: Axes of the source.
+        is_regridded: Whether values are regridded.
+        choices: Record and conversion of each field.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        grid: Grid,
+        source_axes: Axes,
+        choices: Mapping[Field, Choice],
+        plausible: Mapping[Field, tuple[float, float]],
+    ) -> None:
+        """Made by `plan_initial_state`, which has checked the arguments."""
+        self.source = source
+        self.grid = grid
+        self.source_axes = source_axes
+        self.choices = choices
+        self.is_regridded = not source_axes.is_close(_axes_of(grid))
+        self._check = _Check(plausible)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from the source so far, headers included."""
+        return self.source.bytes_read
+
+    def read(self, fields: Sequence[Field]) -> npt.NDArray[np.float32]:
+        """Values of some of the planned fields.
+
+        Args:
+            fields: In the order wanted.
+
+        Returns:
+            Shape [len(fields), num_lat, num_lon] on `grid`, north to south, longitude from 0,
+            SI units.
+
+        Raises:
+            DataError: Values are missing, not finite or implausible; all such fields are listed.
+        """
+        shape = (len(fields), self.grid.num_lat, self.grid.num_lon)
+        out = np.empty(shape, dtype=np.float32)
+        faults: list[str] = []
+        records = [r for field in fields for r in self.choices[field].records_to_read]
+        values_of = self.source.read(records)
+        for index, field in enumerate(fields):
+            choice = self.choices[field]
+            values = choice.convert([next(values_of) for _ in choice.records_to_read], field)
+            new_faults = self._check.faults(field, choice, values)
+            faults += new_faults
+            if not new_faults:
+                out[index] = self._on_grid(field, values)
+        if faults:
+            raise DataError(_join(f"{self.source.path} holds values no forecast can use", faults))
+        return out
+
+    def _on_grid(self, field: Field, values: Float32Array) -> Float32Array:
+        if not self.is_regridded:
+            return values
+        axes = self.source_axes
+        is_vector = [field.variable in _VECTORS]
+        maps = regrid_maps(values[None], axes.latitudes, axes.longitudes, self.grid, is_vector)
+        return np.asarray(maps[0])
+
+
+def plan_initial_state(
+    source: Source,
+    fields: Sequence[Field],
+    grid: Grid,
+    init_time: np.datetime64,
+    *,
+    regrid: bool,
+    plausible: Mapping[Field, tuple[float, float]],
+    member: int | None = None,
+) -> InitialStatePlan:
+    """Finds every field of an initial state by parameter, level and valid time.
+
+    Of several fields that match, analyses come before forecasts and short lead times before
+    long ones; what is chosen is logged.
+
+    Args:
+        source: An opened source.
+        fields: The fields that the model starts from.
+        grid: The model's grid.
+        init_time: Start of the forecast: the valid time of the fields.
+        regrid: Whether fields on another grid are regridded rather than refused.
+        plausible: Lowest and highest value of each field that can be real.
+        member: Ensemble member to take; needed where the source holds several.
+
+    Raises:
+        DataError: Fields or levels are missing, at another time, on several grids, on a grid
+            that cannot be used or is not the model's, or occur twice with different values.
+            Everything that is wrong is in the one message.
+    """
+    init_time = init_time.astype("datetime64[s]")
+    title = f"{source.path} gives no initial state for {_minutes(init_time)}"
+    records = source.records_at(init_time)
+    if not any(record.valid_time == init_time for record in records):
+        raise DataError(_join(title, _why_nothing(source, records, init_time)))
+    selection = choose(records, fields, member)
+    choices, faults = selection.choices, selection.faults
+    faults += _grid_faults(choices, grid, is_regridding=regrid)
+    faults += _duplicate_faults(source, choices)
+    if faults:
+        raise DataError(_join(title, faults))
+    for note in _origins(choices):
+        _log.info("%s", note)
+    axes = next(iter(choices.values())).record.axes
+    assert axes is not None
+    return InitialStatePlan(source, grid, axes, choices, plausible)
+
+
+def _axes_of(grid: Grid) -> Axes:
+    return Axes(grid.latitudes, grid.longitudes)
+
+
+def _minutes(time: np.datetime64) -> str:
+    return str(time.astype("datetime64[m]"))
+
+
+def _join(title: str, faults: Sequence[str]) -> str:
+    if len(faults) == 1:
+        return f"{title}: {faults[0]}"
+    return "\n".join([f"{title}:", *(f"  - {fault}" for fault in faults)])
+
+
+def _why_nothing(
+    source: Source, records: Sequence[FieldRecord], init_time: np.datetime64
+) -> list[str]:
+    """Why no field is valid at the initial time."""
+    times = source.valid_times()
+    if times.size:
+        return [
+            f"missing all fields at valid time {_minutes(init_time)}; the file has "
+            f"{list_times(times)}; give one of these as --init or another file"
+        ]
+    reasons = sorted({record.why for record in records if record.why})
+    return reasons or ["it holds no field with a time"]
+
+
+def _grid_faults(choices: Mapping[Field, Choice], grid: Grid, is_regridding: bool) -> list[str]:
+    """Fields on several grids, or on one that is not the model's."""
+    groups: list[tuple[Axes, str, list[str]]] = []
+    for field, choice in choices.items():
+        for record in choice.records_to_read:
+            assert record.axes is not None
+            for axes, _, names in groups:
+                if axes.is_close(record.axes):
+                    names.append(str(field))
+                    break
+            else:
+                groups.append((record.axes, record.grid, [str(field)]))
+    if len(groups) > 1:
+        described = (
+            f"{name} ({axes}): {_shorten(list(dict.fromkeys(names)))}"
+            for axes, name, names in groups
+        )
+        return [f"mixed grids, expected one: {'; '.join(described)}"]
+    if groups and not is_regridding and not groups[0][0].is_close(_axes_of(grid)):
+        axes, name, _ = groups[0]
+        return [
+            f"the fields are on grid {name} ({axes}), the model needs {grid.name} "
+            f"({_axes_of(grid)}); add --regrid to regrid them"
+        ]
+    return []
+
+
+def _duplicate_faults(source: Source, choices: Mapping[Field, Choice]) -> list[str]:
+    """Fields that occur twice with different values."""
+    faults = []
+    for field, choice in choices.items():
+        if not choice.duplicates:
+            continue
+        first, *others = source.read([choice.record, *choice.duplicates])
+        for record, values in zip(choice.duplicates, others, strict=True):
+            if not _agree(first, values):
+                faults.append(
+                    f"{field} occurs twice with different values: {choice.record.where} and "
+                    f"{record.where}; remove one"
+                )
+    return faults
+
+
+def _agree(first: Float32Array, second: Float32Array) -> bool:
+    if first.shape != second.shape:
+        return False
+    spread = float(np.nanmax(first) - np.nanmin(first)) if np.isfinite(first).any() else 0.0
+    tolerance = _DUPLICATE_TOLERANCE * spread
+    return bool(np.allclose(first, second, rtol=0.0, atol=tolerance, equal_nan=True))
+
+
+def _origins(choices: Mapping[Field, Choice]) -> list[str]:
+    """One line for each kind of field: analysis or lead time, and conversion."""
+    origins: dict[str, list[str]] = {}
+    for field, choice in choices.items():
+        for note in choice.notes():
+            origins.setdefault(note, []).append(str(field))
+    return [f"{note}: {_shorten(names)}" for note, names in origins.items()]
+
+
+def _shorten(names: Sequence[str], limit: int = 12) -> str:
+    if len(names) <= limit:
+        return ", ".join(names)
+    return f"{', '.join(names[:limit])} and {len(names) - limit} more"
