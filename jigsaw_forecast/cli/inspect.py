@@ -67,8 +67,6 @@ def _inspect_data(path: Path, *, as_json: bool) -> None:
         typer.echo(json.dumps(rows, indent=1))
         return
     typer.echo("\n".join(_table(rows)))
-    for note in source.notes:
-        typer.echo(f"note: {note}")
 
 
 def _describe_fields(source: "Source") -> list[dict[str, Any]]:

@@ -42,15 +42,15 @@ def plot(
     """
     # matplotlib and xarray take seconds to import and --help must not wait
     from jigsaw_forecast.cli import parse
-    from jigsaw_forecast.plot.maps import plot_forecast
+    from jigsaw_forecast.fields import parse_fields
+    from jigsaw_forecast.plot.forecast_maps import plot_forecast
+    from jigsaw_forecast.plot.reading import open_maps
 
-    options: dict[str, object] = {}
-    if variables is not None:
-        options["variables"] = variables
-    if lead_times is not None:
-        options["lead_times"] = parse.parse_lead_times(lead_times)
-    if init is not None:
-        options["init_time"] = parse.parse_time(init)
-    picture = output or forecast.with_suffix(".png")
-    plot_forecast(forecast, picture, **options)
+    picture = plot_forecast(
+        forecast,
+        output or forecast.with_suffix(".png"),
+        variables=parse_fields(variables, open_maps(forecast).fields) if variables else None,
+        lead_times=parse.parse_lead_times(lead_times) if lead_times else None,
+        init_time=parse.parse_time(init) if init else None,
+    )
     typer.echo(picture)

@@ -7,7 +7,7 @@ GRIB 2 messages included, without decoding and without eccodes' global multi-fie
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,8 +31,8 @@ class GribField:
     Attributes:
         message: Number of its message, from 1.
         edition: 1 or 2.
-        spans: The parts of the file that make up the field: its sections without the indicator
-            section (section 0) and the end marker.
+        spans: The parts of the file that make up the field: one, the whole message, or, in a
+            multi-field message, its sections without the indicator section and the end marker.
         indicator: Section 0 up to the total length: bytes that name discipline and edition.
         header: A message that eccodes reads keys from but no values.
         product: What decides the parameter: the sections that define it, raw.
@@ -90,9 +90,9 @@ def read_field(stream: BinaryIO, field: GribField) -> bytes:
         if len(part) != length:
             raise DataError(f"{stream.name} has shrunk while it was read")
         parts.append(part)
+    if len(parts) == 1:
+        return parts[0]
     body = b"".join(parts)
-    if field.edition == 1:
-        return field.indicator + body + _END
     total = len(field.indicator) + 8 + len(body) + len(_END)
     return b"".join((field.indicator, total.to_bytes(8, "big"), body, _END))
 
@@ -183,6 +183,8 @@ def _read_message(reader: _Reader, start: int, number: int) -> tuple[list[GribFi
         if start + length > reader.size:
             raise reader.truncated(number, start, length)
         fields = list(_walk_grib2(reader, start, length, number, head[:8]))
+        if len(fields) == 1:
+            fields = [replace(fields[0], spans=((start, length),))]
     elif edition == 2:
         raise reader.truncated(number, start, 16)
     else:
@@ -223,7 +225,7 @@ def _read_grib1(reader: _Reader, start: int, number: int) -> tuple[int, list[Gri
     _check_end(reader, start, total, number)
     if position + data_length + len(_END) > start + total:
         raise reader.damaged(number, start, "its sections are longer than the message")
-    spans = ((start + 8, total - 8 - len(_END)),)
+    spans = ((start, total),)
     is_spectral = len(grid) > 5 and grid[5] in _GRIB1_SPECTRAL
     header = reader.at(start, total) if is_spectral else _grib1_header(product, grid)
     return total, [GribField(number, 1, spans, indicator, header, product, grid)]

@@ -39,8 +39,9 @@ class _Check:
     def faults(self, field: Field, choice: Choice, values: Float32Array) -> list[str]:
         """What is wrong with the values of a field, before regridding."""
         where = f"{field} ({choice.record.where})"
-        num_missing = int(np.count_nonzero(~np.isfinite(values)))
-        if num_missing:
+        lowest, highest = float(values.min()), float(values.max())
+        if not np.isfinite([lowest, highest]).all():  # min and max pass NaN on
+            num_missing = int(np.count_nonzero(~np.isfinite(values)))
             return [
                 f"{where}: {num_missing} of {values.size} points are missing or not finite; "
                 "a model needs a value everywhere"
@@ -48,7 +49,6 @@ class _Check:
         if field not in self.plausible:
             return []
         low, high = self.plausible[field]
-        lowest, highest = float(values.min()), float(values.max())
         if low <= lowest and highest <= high:
             return []
         text = (

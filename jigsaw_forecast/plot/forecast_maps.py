@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from jigsaw_forecast.errors import DataError, OutputError
-from jigsaw_forecast.fields import Field
+from jigsaw_forecast.fields import Field, parse_fields
 from jigsaw_forecast.plot.drawing_grid import LATITUDES, LONGITUDES, to_drawing_grid
 from jigsaw_forecast.plot.panels import Panel, Shading, default_panels, field_panel
 from jigsaw_forecast.plot.projection import coastline, graticule, outline, project
@@ -40,34 +40,36 @@ _NOTICE: dict[str, Any] = {"fontsize": 11, "fontstyle": "italic", "color": "#8a1
 def plot_forecast(
     forecast: Path,
     output: Path,
-    variables: Sequence[Field] | None = None,
+    variables: Sequence[Field] | str | None = None,
     lead_times: Sequence[np.timedelta64] | None = None,
     init_time: np.datetime64 | None = None,
+    notice: str | None = None,
 ) -> Path:
     """Draws a forecast into one PNG and returns its path.
 
     Args:
         forecast: A forecast in zarr, netCDF or GRIB.
         output: The picture; an older one is replaced when the new one is whole.
-        variables: One column each; default: height over temperature, pressure over wind.
+        variables: One column each, also as a user writes them, `z500,2t`; default: height over
+            temperature, pressure over wind.
         lead_times: One row each; default: the initial state (or the first lead time) and the
             days 1, 3, 5 and 10, as far as the forecast has them.
         init_time: Which forecast of several; default: the first.
+        notice: What must be said of this forecast; default: the product's own attribute
+            `notice`, which GRIB cannot hold.
 
     Raises:
-        DataError: The forecast cannot be read or lacks what is asked for.
+        ForecastError: The forecast lacks the variables that are asked for.
+        DataError: The forecast cannot be read or lacks the times that are asked for.
         OutputError: The picture cannot be written.
     """
     maps = open_maps(forecast)
     init, leads = _choose_times(forecast, maps, lead_times, init_time)
-    lacking = [chosen for chosen in variables or () if chosen not in maps.fields]
-    if lacking:
-        raise DataError(
-            f"{forecast}: missing {', '.join(map(str, lacking))}; it has "
-            f"{', '.join(map(str, maps.fields))}"
-        )
-    panels = [field_panel(v) for v in variables] if variables else default_panels(maps.fields)
-    figure = draw(maps, panels, init, leads)
+    panels = default_panels(maps.fields)
+    if variables is not None:
+        names = variables if isinstance(variables, str) else ",".join(map(str, variables))
+        panels = [field_panel(chosen) for chosen in parse_fields(names, maps.fields)]
+    figure = draw(maps, panels, init, leads, notice or maps.attributes.get(NOTICE_ATTRIBUTE))
     partial = output.with_name(f".{output.name}.partial")
     try:
         _picture(figure).save(partial, format="png", optimize=True)
@@ -93,9 +95,9 @@ def draw(
     panels: Sequence[Panel],
     init: np.datetime64,
     leads: Sequence[np.timedelta64],
+    notice: str | None = None,
 ) -> Figure:
     """The figure: titles, a row for each lead time, a colour bar under each column."""
-    notice = maps.attributes.get(NOTICE_ATTRIBUTE)
     page = _Page(len(panels), len(leads), has_notice=bool(notice))
     figure = Figure(figsize=(page.width, page.height), facecolor="white")
     title = f"{maps.attributes.get('title', 'Forecast')}, started {_time_words(init)}"
@@ -264,7 +266,7 @@ def _draw_map(
         step = panel.contours.step
         levels = np.arange(np.floor(lines.min() / step), np.ceil(lines.max() / step) + 1) * step
         drawn = axes.contour(x, y, lines, levels=levels, colors=INK, linewidths=0.8, alpha=0.9)
-        axes.clabel(drawn, drawn.levels[::2], inline=True, fontsize=6.5, fmt="%g")
+        axes.clabel(drawn, levels[::2], inline=True, fontsize=6.5, fmt="%g")
     axes.plot(*outline(), color=INK, linewidth=1.0)
     axes.set_aspect("equal")
     axes.set_xlim(-2.72, 2.72)  # the map's half width is 2.706, its half height 1.317

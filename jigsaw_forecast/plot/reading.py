@@ -13,7 +13,7 @@ from jigsaw_forecast.data.conversions import to_si
 from jigsaw_forecast.data.grib import GribSource
 from jigsaw_forecast.data.records import FieldRecord
 from jigsaw_forecast.errors import DataError
-from jigsaw_forecast.fields import VARIABLES, Field, LevelType
+from jigsaw_forecast.fields import VARIABLES, Field, LevelType, find_variable
 
 FloatArray = npt.NDArray[np.float64]
 GRIB_SUFFIXES = (".grib", ".grib2", ".grb", ".grb2")
@@ -116,7 +116,9 @@ def _fields_of(data: xr.Dataset) -> list[Field]:
             fields.append(Field(name))
         elif "level" in data[name].dims:
             fields += [Field(name, int(level)) for level in data["level"].values]
-    return fields
+    # all variables share one level axis, so not every level was written for each
+    written = str(data.attrs.get("fields", "")).split()
+    return [one for one in fields if not written or one.short_name in written]
 
 
 @dataclass
@@ -135,7 +137,8 @@ class _GribMaps:
         for record in self._source.records():
             found = _field_of(record)
             if found is not None and record.axes is not None:
-                self._records[found, record.init_time, _seconds(record.lead_time)] = record
+                key = (found, record.init_time, _seconds(record.lead_time))
+                self._records.setdefault(key, record)  # the first member of an ensemble
         if not self._records:
             raise DataError(f"{self.path} holds no field that can be drawn")
         self.fields = tuple(dict.fromkeys(key[0] for key in self._records))
@@ -147,7 +150,7 @@ class _GribMaps:
         if record is None:
             return None
         assert record.axes is not None
-        conversion = to_si(record.variable, record.units)
+        conversion = to_si(chosen.variable, record.units)
         if conversion is None:
             raise DataError(f"{self.path}: {record.where} has unknown units {record.units}")
         (values,) = self._source.read([record])
@@ -163,7 +166,8 @@ def _seconds(lead: np.timedelta64) -> np.timedelta64:
 
 
 def _field_of(record: FieldRecord) -> Field | None:
-    variable = VARIABLES.get(record.variable)
+    # by short name for precipitation, which is no input and so has no name from the reader
+    variable = find_variable(record.variable)
     if variable is None:
         return None
     if variable.level_type is LevelType.SURFACE:

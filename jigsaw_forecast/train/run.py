@@ -145,6 +145,8 @@ def _prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh) -> _Run:
     weights = loss_weights(
         config, pieces, recipe.train.field_weights, recipe.train.diagnostic_weight
     )
+    for index, phase in enumerate(recipe.train.phases):
+        SampleOrder(train.num_samples(phase.rollout_steps), (recipe.seed, index))  # refuses none
     num_inits = recipe.train.num_validation_inits
     run = _Run(
         recipe=recipe,

@@ -67,6 +67,7 @@ class ClimatologyBuilder:
         distance = np.abs((distance + DAYS // 2) % DAYS - DAYS // 2)
         matrix = np.where(distance <= half, weights[np.minimum(distance + half, num_days - 1)], 0.0)
         counts = self._counts @ matrix.T
+        counts = np.where(counts > 0, counts, np.nan)  # days far from all times have no climatology
         flat = self._sums.reshape(len(self._hours), DAYS, -1)
         means = np.matmul(matrix, flat) / counts[:, :, None]
         return Climatology(self._hours, means.reshape(self._sums.shape).astype(np.float32))

@@ -131,17 +131,19 @@ def test_selfcheck_reports_versions_and_a_grib_round_trip_as_json() -> None:
     assert report["problems"] == []
 
 
-def test_selfcheck_fails_where_eccodes_cannot_encode(tmp_path: Path) -> None:
-    environment = {**os.environ, "ECCODES_SAMPLES_PATH": str(tmp_path)}
+def test_selfcheck_fails_where_the_eccodes_library_is_missing(tmp_path: Path) -> None:
+    # what the Python package does where it finds no library
+    message = "Cannot find the ecCodes library"
+    (tmp_path / "eccodes.py").write_text(f"raise RuntimeError({message!r})")
     done = subprocess.run(
         [sys.executable, "-m", "jigsaw_forecast.cli.main", "selfcheck", "--json"],
         capture_output=True,
         text=True,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
     assert done.returncode == 2
-    assert "error: selfcheck failed: eccodes: " in done.stderr
-    assert json.loads(done.stdout)["problems"]
+    assert done.stderr == f"error: selfcheck failed: eccodes: {message}\n"
+    assert json.loads(done.stdout)["problems"] == [f"eccodes: {message}"]
 
 
 @pytest.mark.parametrize("place", ["before", "after"])

@@ -113,7 +113,9 @@ def test_transposed_ascending_stores_read_alike(store_path: Path, tmp_path: Path
 
 def test_missing_fields_and_levels_are_all_listed(store_path: Path) -> None:
     wanted = (*FIELDS, Field("geopotential", 50), Field("specific_humidity", 500))
-    with pytest.raises(DataError, match=r"missing fields: z50, q500; it holds .*levels \[500, 850\]"):
+    with pytest.raises(
+        DataError, match=r"missing fields: z50, q500; it holds .*levels \[500, 850\]"
+    ):
         WeatherStore(store_path, wanted)
 
 
@@ -130,7 +132,9 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
 def test_gaps_in_time_are_listed(store_path: Path, tmp_path: Path) -> None:
     data = xr.open_zarr(store_path, chunks=None, consolidated=False).load()
     keep = np.delete(np.arange(len(TIMES)), [5, 6, 20])
-    store = WeatherStore(_rewritten(store_path, tmp_path / "gaps.zarr", data.isel(time=keep)), FIELDS)
+    store = WeatherStore(
+        _rewritten(store_path, tmp_path / "gaps.zarr", data.isel(time=keep)), FIELDS
+    )
     with pytest.raises(DataError) as caught:
         store.check_gaps(PERIOD, np.timedelta64(6, "h"))
     assert f"{TIMES[4].astype('datetime64[s]')} to {TIMES[7].astype('datetime64[s]')}" in str(
@@ -179,7 +183,10 @@ def test_normalised_anomalies_have_no_mean_and_unit_deviation(store_path: Path) 
 def test_in_memory_and_streamed_give_the_same_batch(store_path: Path) -> None:
     loaded = _normalised(store_path, in_memory=True).batch(np.array([4, 1]), 3)
     streamed = _normalised(store_path, in_memory=False).batch(np.array([4, 1]), 3)
-    for one, other in ((loaded.states, streamed.states), (loaded.diagnostics, streamed.diagnostics)):
+    for one, other in (
+        (loaded.states, streamed.states),
+        (loaded.diagnostics, streamed.diagnostics),
+    ):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 

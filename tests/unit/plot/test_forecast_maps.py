@@ -1,0 +1,164 @@
+"""Claims about the picture of a forecast; what is drawn, not its pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from jigsaw_forecast.errors import DataError, ForecastError, OutputError
+from jigsaw_forecast.fields import Field
+from jigsaw_forecast.forecast.output import OutputSpec, open_writer
+from jigsaw_forecast.grid import Grid
+from jigsaw_forecast.plot.forecast_maps import draw, plot_forecast
+from jigsaw_forecast.plot.panels import default_panels, field_panel
+from jigsaw_forecast.plot.reading import open_maps
+from jigsaw_forecast.state import State
+
+INIT = np.datetime64("2026-06-24T00:00:00", "s")
+GRID = Grid(16, 32, has_poles=False)
+HEIGHT, TEMPERATURE = Field("geopotential", 500), Field("temperature", 850)
+WIND = (Field("10m_u_component_of_wind"), Field("10m_v_component_of_wind"))
+PRESSURE, RAIN = Field("mean_sea_level_pressure"), Field("total_precipitation_6hr")
+FIELDS = (HEIGHT, TEMPERATURE, *WIND, PRESSURE, RAIN)
+MEANS = {HEIGHT: 5.4e4, TEMPERATURE: 280.0, PRESSURE: 1.01e5, RAIN: 2e-3}
+SPREADS = {HEIGHT: 2e3, TEMPERATURE: 15.0, PRESSURE: 1.5e3, RAIN: 1e-3}
+NOTICE = "A simulated planet, not the Earth."
+
+
+def wave(field: Field, lead_hours: int) -> np.ndarray:
+    """A few travelling waves on top of a difference between equator and poles."""
+    lat, lon = np.deg2rad(GRID.latitudes)[:, None], np.deg2rad(GRID.longitudes)
+    phase = 2 * np.pi * lead_hours / 240
+    waves = np.cos(2 * lat) + 0.5 * np.cos(lat) ** 2 * np.cos(4 * lon - phase)
+    return np.asarray(MEANS.get(field, 0.0) + SPREADS.get(field, 10.0) * waves / 1.5)
+
+
+def write(path: Path, lead_hours: tuple[int, ...], fields: tuple[Field, ...] = FIELDS) -> Path:
+    leads = tuple(np.timedelta64(hours, "h") for hours in lead_hours)
+    spec = OutputSpec(fields, GRID, (INIT,), leads, {"title": "Test", "notice": NOTICE}, {})
+    writer = open_writer(path, spec, overwrite=False)
+    for hours, lead in zip(lead_hours, leads, strict=True):
+        data = torch.tensor(np.stack([wave(field, hours) for field in fields]))
+        if RAIN in fields and hours == 0:
+            data[fields.index(RAIN)] = torch.nan
+        writer.write(State(data, fields, GRID, INIT, lead))
+        writer.mark_done(INIT, lead)
+    writer.finish()
+    return path
+
+
+def texts(figure: Figure) -> list[str]:
+    inside = [text.get_text() for axes in figure.axes for text in axes.texts]
+    return [text.get_text() for text in figure.texts] + inside
+
+
+@pytest.mark.parametrize("name", ["f.zarr", "f.nc", "f.grib2"])
+def test_picture_is_made_from_every_kind_of_product(tmp_path: Path, name: str) -> None:
+    forecast = write(tmp_path / name, (0, 24))
+    output = plot_forecast(forecast, tmp_path / "f.png")
+    assert output == tmp_path / "f.png"
+    with Image.open(output) as picture:
+        assert picture.width > 1000
+        assert picture.height > 800
+        colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
+    assert len(colours) > 50
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "f.png"])
+
+
+@pytest.mark.parametrize("name", ["f.zarr", "f.nc", "f.grib2"])
+def test_maps_read_are_those_written(tmp_path: Path, name: str) -> None:
+    maps = open_maps(write(tmp_path / name, (0, 24)))
+    assert set(maps.fields) == set(FIELDS)
+    assert maps.init_times == (INIT,)
+    for field in (HEIGHT, RAIN, WIND[0]):
+        found = maps.read(field, INIT, np.timedelta64(24, "h"))
+        assert found is not None
+        expected = wave(field, 24)
+        # GRIB packs in 16 bits
+        assert np.abs(found.values - expected).max() <= 2.0**-15 * np.ptp(expected)
+        assert found.latitudes == pytest.approx(GRID.latitudes)
+
+
+def test_absent_precipitation_reads_as_none(tmp_path: Path) -> None:
+    maps = open_maps(write(tmp_path / "f.zarr", (0, 24)))
+    assert maps.read(RAIN, INIT, np.timedelta64(0, "h")) is None
+
+
+def test_rows_are_the_initial_state_and_days_that_exist(tmp_path: Path) -> None:
+    maps = open_maps(write(tmp_path / "f.zarr", (0, 24, 48, 72)))
+    leads = [np.timedelta64(hours, "h") for hours in (0, 24, 72)]
+    found = texts(draw(maps, default_panels(maps.fields), INIT, leads))
+    for words in ("Initial state", "Day 1", "Day 3", "Sat 27 June 2026, 00 UTC"):
+        assert found.count(words) == 2
+    assert "Test, started Wed 24 June 2026, 00 UTC" in found
+
+
+def test_notice_of_the_product_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+
+    def keep(figure: Figure) -> Image.Image:
+        figures.append(figure)
+        return Image.new("P", (1, 1))
+
+    monkeypatch.setattr("jigsaw_forecast.plot.forecast_maps._picture", keep)
+    plot_forecast(write(tmp_path / "f.zarr", (0, 24)), tmp_path / "f.png")
+    assert NOTICE in texts(figures[0])
+
+
+def test_wind_speed_is_shaded_in_metres_per_second(tmp_path: Path) -> None:
+    panel = default_panels(FIELDS)[1]
+    assert panel.shading is not None
+    three, four = np.full((2, 2), 3.0), np.full((2, 2), -4.0)
+    assert panel.shading.compute([three, four]).tolist() == [[5.0, 5.0], [5.0, 5.0]]
+
+
+def test_heights_are_drawn_in_decametres() -> None:
+    contours = field_panel(HEIGHT).contours
+    assert contours is not None
+    assert 9.80665 * 5640 * contours.scale == pytest.approx(564.0)
+
+
+def test_forecast_without_the_usual_fields_shows_what_it_has(tmp_path: Path) -> None:
+    humidity = Field("specific_humidity", 700)
+    (panel,) = default_panels([humidity])
+    assert panel.fields == (humidity,)
+    assert panel.title == "700 hPa specific humidity"
+
+
+def test_chosen_variables_have_a_column_each(tmp_path: Path) -> None:
+    forecast = write(tmp_path / "f.zarr", (6,))
+    plot_forecast(forecast, tmp_path / "f.png", variables="tp,t_850,msl")
+    with Image.open(tmp_path / "f.png") as picture:
+        assert picture.width > 3 * 750
+
+
+def test_missing_variables_and_lead_times_are_named(tmp_path: Path) -> None:
+    forecast = write(tmp_path / "f.zarr", (0, 24))
+    with pytest.raises(ForecastError, match=r"no such fields: z850; available: z500"):
+        plot_forecast(forecast, tmp_path / "f.png", variables=[Field("geopotential", 850)])
+    with pytest.raises(DataError, match=r"missing lead times 48 h; it has 0, 24 h"):
+        plot_forecast(forecast, tmp_path / "f.png", lead_times=[np.timedelta64(48, "h")])
+    with pytest.raises(DataError, match="missing initial time"):
+        plot_forecast(forecast, tmp_path / "f.png", init_time=INIT + np.timedelta64(1, "h"))
+
+
+def test_forecast_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="missing forecast"):
+        plot_forecast(tmp_path / "f.zarr", tmp_path / "f.png")
+
+
+def test_store_that_is_no_forecast_is_refused(tmp_path: Path) -> None:
+    import xarray as xr
+
+    xr.Dataset({"geopotential": ("time", [1.0])}, {"time": [0]}).to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(DataError, match="not a forecast: missing dims prediction_timedelta"):
+        plot_forecast(tmp_path / "a.nc", tmp_path / "f.png")
+
+
+def test_folder_that_takes_no_picture_is_refused(tmp_path: Path) -> None:
+    forecast = write(tmp_path / "f.zarr", (0,))
+    with pytest.raises(OutputError, match="cannot write"):
+        plot_forecast(forecast, tmp_path / "nowhere" / "f.png")

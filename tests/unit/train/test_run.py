@@ -1,0 +1,241 @@
+"""Training as a whole on mock weather: it learns, stops, goes on and refuses."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jigsaw_forecast.checkpoint.load import load_checkpoint
+from jigsaw_forecast.errors import DataError, MeshError, OutputError, RecipeError, StoppedError
+from jigsaw_forecast.parallel.mesh import single_rank_mesh
+from jigsaw_forecast.train import run as training
+from jigsaw_forecast.train.run import train_recipe
+from tests.unit.train.made_up import write_recipe, write_store
+
+METRICS = {
+    "train_step",
+    "samples",
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "seconds",
+    "data_wait_seconds",
+    "samples_per_second",
+    "flops_per_second",
+    "peak_memory_bytes",
+    "bytes_received",
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("weather"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _train(
+    recipe: Path,
+    output: Path,
+    *settings: str,
+    resume: bool = False,
+    max_steps: int | None = None,
+) -> None:
+    train_recipe(recipe, settings, {}, output, resume, max_steps)
+
+
+def _lines(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def _progress(output: Path, step: int) -> dict[str, torch.Tensor]:
+    path = output / "resume" / f"step-{step:08d}" / "rank-00000.pt"
+    tensors: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+    return tensors
+
+
+def _shards(output: Path, step: int) -> dict[str, bytes]:
+    folder = output / "checkpoints" / f"step-{step:08d}"
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    torch.set_num_threads(1)
+    _train(write_recipe(folder, store), folder / "out")
+    return folder / "out"
+
+
+def test_each_logged_step_has_the_metrics_of_the_contract(whole: Path) -> None:
+    lines = [line for line in _lines(whole) if "loss" in line]
+    assert [line["train_step"] for line in lines] == [2, 4, 6, 8, 10]
+    assert [line["samples"] for line in lines] == [8, 16, 24, 28, 32]
+    for line in lines:
+        assert set(line) >= METRICS
+        assert line["flops_per_second"] > 0
+        assert line["peak_memory_bytes"] > 0
+
+
+def test_validation_lines_carry_loss_and_errors_by_lead(whole: Path) -> None:
+    lines = [line for line in _lines(whole) if "validation_loss" in line]
+    assert [line["train_step"] for line in lines] == [5, 10]
+    assert set(lines[0]["rmse"]) == {"z500", "2t"}
+    assert set(lines[0]["rmse"]["z500"]) == {"6", "24", "72", "120"}
+
+
+def test_training_lowers_the_loss(store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    settings = ["train.phases.0.num_steps=150", "train.validate_every=150"]
+    _train(recipe, tmp_path / "out", *settings, "train.log_every=10")
+    losses = [line["loss"] for line in _lines(tmp_path / "out") if "loss" in line]
+    assert losses[0] > 0.9  # a fresh model persists the state: one tendency deviation
+    assert losses[14] < 0.5 * losses[0]
+
+
+def test_the_checkpoint_loads_with_the_training_sets_statistics(whole: Path) -> None:
+    loaded = load_checkpoint(whole / "checkpoints" / "step-00000010", single_rank_mesh())
+    assert loaded.manifest.provenance["train_step"] == 10
+    assert loaded.normalisation.mean.shape == (3, 8, 16)
+    assert set(loaded.statics) == {"land_sea_mask"}
+    average = _progress(whole, 10)["average.embed.position"]
+    torch.testing.assert_close(loaded.model.embed.position.data, average, rtol=0, atol=0)
+
+
+def test_older_checkpoints_are_deleted(whole: Path) -> None:
+    names = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert names == ["step-00000008", "step-00000010"]
+    assert [path.name for path in (whole / "resume").iterdir()] == ["step-00000010"]
+
+
+@pytest.mark.parametrize("first", [3, 6, 8])
+def test_a_run_in_two_parts_is_the_same_to_the_last_bit(
+    whole: Path, store: Path, tmp_path: Path, first: int
+) -> None:
+    recipe = write_recipe(tmp_path, store)
+    _train(recipe, tmp_path / "out", max_steps=first)
+    _train(recipe, tmp_path / "out", resume=True)
+    one, two = _progress(whole, 10), _progress(tmp_path / "out", 10)
+    assert one.keys() == two.keys()
+    different = [name for name in one if not torch.equal(one[name], two[name])]
+    assert different == []
+    assert _shards(whole, 10) == _shards(tmp_path / "out", 10)
+
+
+def test_a_run_in_two_parts_has_each_metric_once(store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    out = tmp_path / "out"
+    _train(recipe, out, max_steps=4)
+    with (out / "metrics.jsonl").open("a") as file:  # a crash after step 4 left more, half a line
+        file.write('{"train_step": 6, "loss": 1.0}\n{"train_st')
+    _train(recipe, out, resume=True)
+    steps = [line["train_step"] for line in _lines(out) if "loss" in line]
+    assert steps == [2, 4, 6, 8, 10]
+
+
+def test_streamed_data_train_to_the_same_bits(whole: Path, store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    _train(recipe, tmp_path / "out", "data.in_memory=false")
+    assert _shards(whole, 10) == _shards(tmp_path / "out", 10)
+
+
+def test_resume_of_a_whole_run_does_nothing(store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    _train(recipe, tmp_path / "out", max_steps=2)
+    before = (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    _train(recipe, tmp_path / "out", resume=True, max_steps=2)
+    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_starts_where_nothing_is(store: Path, tmp_path: Path) -> None:
+    _train(write_recipe(tmp_path, store), tmp_path / "out", resume=True, max_steps=1)
+    assert (tmp_path / "out" / "checkpoints" / "step-00000001" / "model.json").is_file()
+
+
+def test_an_existing_output_is_refused_without_resume(whole: Path, store: Path) -> None:
+    recipe = write_recipe(whole.parent, store)
+    with pytest.raises(OutputError, match=r"exists already.*--resume"):
+        _train(recipe, whole)
+
+
+def test_resume_with_another_recipe_names_the_keys(whole: Path, store: Path) -> None:
+    recipe = write_recipe(whole.parent, store)
+    settings = ["train.phases.1.learning_rate=0.5", "train.log_every=7"]
+    with pytest.raises(RecipeError, match=r"another recipe: train.phases.1.learning_rate is 0.001"):
+        _train(recipe, whole, *settings, resume=True)
+
+
+def test_a_signal_saves_and_asks_to_be_queued_again(
+    whole: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(tmp_path, store)
+    out = tmp_path / "out"
+    step_of_run = training._train_step
+
+    def signalled(run: Any, *arguments: Any) -> None:
+        if run.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step_of_run(run, *arguments)
+
+    monkeypatch.setattr(training, "_train_step", signalled)
+    with pytest.raises(StoppedError, match="stopped by SIGTERM after 5 train steps"):
+        _train(recipe, out)
+    assert (out / "REQUEUE").is_file()
+    monkeypatch.undo()
+    _train(recipe, out, resume=True)
+    assert not (out / "REQUEUE").exists()
+    assert _shards(whole, 10) == _shards(out, 10)
+
+
+def test_a_loss_that_is_no_number_stops_without_saving(store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    settings = ["train.phases.0.learning_rate=1e30", "train.warmup_steps=0"]
+    with pytest.raises(StoppedError, match="at train step"):
+        _train(recipe, tmp_path / "out", *settings)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_bfloat16_products_train_too(whole: Path, store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    _train(recipe, tmp_path / "out", "train.precision=bfloat16")
+    losses = [
+        [line["loss"] for line in _lines(out) if "loss" in line]
+        for out in (whole, tmp_path / "out")
+    ]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+
+
+def test_a_period_shorter_than_a_rollout_is_refused(store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    settings = ["train.phases.1.rollout_steps=90"]
+    with pytest.raises(DataError, match="shorter than one rollout"):
+        _train(recipe, tmp_path / "out", *settings)
+
+
+def test_overlapping_periods_are_refused(store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    with pytest.raises(RecipeError, match="overlap"):
+        _train(recipe, tmp_path / "out", "data.validation=2020-01-20/2020-01-31")
+    assert not (tmp_path / "out").exists()
+
+
+def test_batches_that_the_replicas_cannot_share_are_refused(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh = single_rank_mesh()
+    replicated = type(mesh)(
+        type(mesh.data)("data", 3, 0, None), mesh.domain, mesh.tensor, mesh.model, mesh.device
+    )
+    monkeypatch.setattr(training, "make_mesh", lambda degrees: replicated)
+    with pytest.raises(MeshError, match="data=3 does not divide .* 2, 4"):
+        _train(write_recipe(tmp_path, store), tmp_path / "out")
