@@ -28,8 +28,10 @@ Tensor = torch.Tensor
 
 def bare_rollout(loaded: LoadedModel, forcings: list[Tensor], initial: Tensor) -> Tensor:
     """The model's arithmetic and nothing else."""
-    config, norm, w = loaded.manifest.architecture, loaded.normalisation, dict(
-        loaded.model.named_parameters()
+    config, norm, w = (
+        loaded.manifest.architecture,
+        loaded.normalisation,
+        dict(loaded.model.named_parameters()),
     )
     rows, columns = config.patch
     o, (height, width) = config.overlap, config.window
@@ -96,9 +98,7 @@ def main() -> None:
     full = torch.cat([data, data.new_zeros((len(config.diagnostics), *data.shape[1:]))])
     initial = State(full, fields, config.grid_object, INIT, lead)
     step = np.timedelta64(config.step_hours, "h")
-    forcings = [
-        torch.from_numpy(maps.at(INIT + k * step))[None] for k in range(options.steps)
-    ]
+    forcings = [torch.from_numpy(maps.at(INIT + k * step))[None] for k in range(options.steps)]
 
     def ours() -> Tensor:
         for state in rollout(loaded, maps, initial, options.steps):

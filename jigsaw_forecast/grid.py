@@ -101,7 +101,9 @@ class Grid:
         try:
             num_lon, num_lat = (int(part) for part in name.lower().split("x"))
         except ValueError:
-            raise GridError(f"grid {name!r} is not LONxLAT, for example 64x32 or 1440x721") from None
+            raise GridError(
+                f"grid {name!r} is not LONxLAT, for example 64x32 or 1440x721"
+            ) from None
         return cls(num_lat, num_lon, has_poles=num_lat % 2 == 1)
 
 

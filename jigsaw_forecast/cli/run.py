@@ -130,6 +130,14 @@ def run(  # typer reads the options off the signature
             "--report", metavar="FILE.json", help="Write times, memory and traffic of the run."
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE.png",
+            help="Draw maps of the first product: days 0, 1, 3, 5, 10.",
+        ),
+    ] = None,
 ) -> int | None:
     """Makes a forecast from initial conditions.
 
@@ -180,6 +188,7 @@ def run(  # typer reads the options off the signature
             grib_keys=grib_keys,
             overwrite=overwrite,
             report=report,
+            plot=plot,
         )
     )
     return None

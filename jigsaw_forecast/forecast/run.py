@@ -24,7 +24,13 @@ from jigsaw_forecast.forecast.exchange import (
     held_fields,
     maps_to_bands,
 )
-from jigsaw_forecast.forecast.output import OutputSpec, Writer, open_writer, resolve_outputs
+from jigsaw_forecast.forecast.output import (
+    OutputSpec,
+    Product,
+    Writer,
+    open_writer,
+    resolve_outputs,
+)
 from jigsaw_forecast.forecast.report import RunMeter
 from jigsaw_forecast.forecast.rollout import make_forcings, rollout
 from jigsaw_forecast.log import Progress
@@ -60,6 +66,7 @@ class RunRequest:
     grib_keys: dict[str, str]
     overwrite: bool
     report: Path | None
+    plot: Path | None
 
 
 @dataclass(frozen=True)
@@ -144,12 +151,13 @@ def _run(request: RunRequest, folder: Path, config: ModelConfig, mesh: Mesh) -> 
                     initial = _read_initial_state(config, mesh, plans[init_time], init_time)
                 _forecast(loaded, initial, schedule, writers, meter, progress)
         with meter.phase("write"):
-            together(mesh, lambda: [writer.finish() for writer in writers if not writer.is_creator])
-            together(mesh, lambda: [writer.finish() for writer in writers if writer.is_creator])
+            _finish(mesh, writers)
     meter.ranks.input_bytes_read = sum(plan.bytes_read for plan in plans.values())
     meter.ranks.output_bytes_written = sum(writer.bytes_written for writer in writers)
     for product in products:
         _log.info("wrote %s", product.path)
+    if request.plot is not None:
+        together(mesh, lambda: _draw(request, products[0], loaded) if mesh.rank == 0 else None)
     if request.report is not None:
         header = {
             "command": "run",
@@ -202,9 +210,24 @@ def _write(loaded: LoadedModel, state: State, writers: Sequence[Writer]) -> None
             if maps.fields:
                 writer.write(maps)
 
+        def mark_done(writer: Writer = writer) -> None:
+            if writer.is_creator:
+                writer.mark_done(state.init_time, state.lead_time)
+
         together(mesh, write_own)
-        if writer.is_creator:
-            writer.mark_done(*key)
+        together(mesh, mark_done)
+
+
+def _finish(mesh: Mesh, writers: Sequence[Writer]) -> None:
+    """Closes every product on all ranks, then gives each its name on the rank that made it."""
+
+    def finish_as(is_creator: bool) -> None:
+        for writer in writers:
+            if writer.is_creator == is_creator:
+                writer.finish()
+
+    together(mesh, lambda: finish_as(False))
+    together(mesh, lambda: finish_as(True))
 
 
 def together(mesh: Mesh, action: Callable[[], Result]) -> Result:
@@ -231,7 +254,7 @@ def together(mesh: Mesh, action: Callable[[], Result]) -> Result:
 
 @contextmanager
 def _open_products(
-    mesh: Mesh, products: Sequence[object], spec: OutputSpec, overwrite: bool
+    mesh: Mesh, products: Sequence[Product], spec: OutputSpec, overwrite: bool
 ) -> Iterator[list[Writer]]:
     """The writers of all products; the creator's first, and aborted where the run fails."""
     writers: list[Writer] = []
@@ -328,6 +351,15 @@ def _make_schedule(request: RunRequest, config: ModelConfig) -> _Schedule:
 def _output_fields(request: RunRequest, config: ModelConfig) -> tuple[Field, ...]:
     available = (*config.prognostic_fields, *config.diagnostic_fields)
     return available if request.variables is None else parse_fields(request.variables, available)
+
+
+def _draw(request: RunRequest, product: Product, loaded: LoadedModel) -> None:
+    # matplotlib takes a second to import and most runs draw nothing
+    from jigsaw_forecast.plot.forecast_maps import plot_forecast
+
+    assert request.plot is not None
+    plot_forecast(product.path, request.plot, notice=loaded.manifest.notice or None)
+    _log.info("drew %s", request.plot)
 
 
 def _attributes(request: RunRequest, loaded: LoadedModel) -> dict[str, str]:

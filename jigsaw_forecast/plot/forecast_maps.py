@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from jigsaw_forecast.errors import DataError, OutputError
-from jigsaw_forecast.fields import Field, parse_fields
+from jigsaw_forecast.fields import Field
 from jigsaw_forecast.plot.drawing_grid import LATITUDES, LONGITUDES, to_drawing_grid
 from jigsaw_forecast.plot.panels import Panel, Shading, default_panels, field_panel
 from jigsaw_forecast.plot.projection import coastline, graticule, outline, project
@@ -40,7 +40,7 @@ _NOTICE: dict[str, Any] = {"fontsize": 11, "fontstyle": "italic", "color": "#8a1
 def plot_forecast(
     forecast: Path,
     output: Path,
-    variables: Sequence[Field] | str | None = None,
+    variables: Sequence[Field] | None = None,
     lead_times: Sequence[np.timedelta64] | None = None,
     init_time: np.datetime64 | None = None,
     notice: str | None = None,
@@ -50,8 +50,7 @@ def plot_forecast(
     Args:
         forecast: A forecast in zarr, netCDF or GRIB.
         output: The picture; an older one is replaced when the new one is whole.
-        variables: One column each, also as a user writes them, `z500,2t`; default: height over
-            temperature, pressure over wind.
+        variables: One column each; default: height over temperature, pressure over wind.
         lead_times: One row each; default: the initial state (or the first lead time) and the
             days 1, 3, 5 and 10, as far as the forecast has them.
         init_time: Which forecast of several; default: the first.
@@ -59,16 +58,18 @@ def plot_forecast(
             `notice`, which GRIB cannot hold.
 
     Raises:
-        ForecastError: The forecast lacks the variables that are asked for.
-        DataError: The forecast cannot be read or lacks the times that are asked for.
+        DataError: The forecast cannot be read or lacks what is asked for.
         OutputError: The picture cannot be written.
     """
     maps = open_maps(forecast)
     init, leads = _choose_times(forecast, maps, lead_times, init_time)
-    panels = default_panels(maps.fields)
-    if variables is not None:
-        names = variables if isinstance(variables, str) else ",".join(map(str, variables))
-        panels = [field_panel(chosen) for chosen in parse_fields(names, maps.fields)]
+    lacking = [chosen for chosen in variables or () if chosen not in maps.fields]
+    if lacking:
+        raise DataError(
+            f"{forecast}: missing {', '.join(map(str, lacking))}; it has "
+            f"{', '.join(map(str, maps.fields))}"
+        )
+    panels = [field_panel(v) for v in variables] if variables else default_panels(maps.fields)
     figure = draw(maps, panels, init, leads, notice or maps.attributes.get(NOTICE_ATTRIBUTE))
     partial = output.with_name(f".{output.name}.partial")
     try:

@@ -47,7 +47,9 @@ def typical(field: Field) -> tuple[float, float]:
     return mean + (STANDARD_Z[field.level_hpa] if field.variable == "geopotential" else 0), std
 
 
-def maps(fields: Iterable[Field], rows: int, columns: int, seed: int = 0) -> dict[Field, np.ndarray]:
+def maps(
+    fields: Iterable[Field], rows: int, columns: int, seed: int = 0
+) -> dict[Field, np.ndarray]:
     """Smooth maps, north to south, longitude from 0."""
     rng = np.random.default_rng(seed)
     lat = np.linspace(1, -1, rows)[:, None]
@@ -101,7 +103,9 @@ def write_store(path: Path, values: dict[Field, np.ndarray], time: np.datetime64
     }
     variables: dict[str, xr.DataArray] = {}
     for name in dict.fromkeys(field.variable for field in values):
-        group = {field.level_hpa: array for field, array in values.items() if field.variable == name}
+        group = {
+            field.level_hpa: array for field, array in values.items() if field.variable == name
+        }
         if 0 in group:
             data = xr.DataArray(group[0][None], dims=("time", "latitude", "longitude"))
         else:

@@ -42,9 +42,7 @@ def run(
 
 
 @pytest.fixture
-def refused(
-    run: Callable[..., tuple[int, str]], tmp_path: Path
-) -> Callable[..., str]:
+def refused(run: Callable[..., tuple[int, str]], tmp_path: Path) -> Callable[..., str]:
     """Runs with bad input: exit code 2, one message, nothing under the final name."""
 
     def call(*arguments: str | Path) -> str:
@@ -101,9 +99,7 @@ def test_any_mesh_writes_what_one_rank_writes(
         tolerance = 1e-5 * float(one[name].std()) + rounding
         assert float(abs(one[name] - many[name]).max()) <= tolerance, name
     figures = json.loads(report.read_text())
-    assert len(figures["ranks"]) == math.prod(
-        int(part.split("=")[1]) for part in mesh.split(",")
-    )
+    assert len(figures["ranks"]) == math.prod(int(part.split("=")[1]) for part in mesh.split(","))
     whole = figures["parameters"]
     stored = [rank["parameter_bytes"] for rank in figures["ranks"]]
     assert sum(stored) == 4 * whole
