@@ -30,7 +30,7 @@ from jigsaw_forecast.parallel.layout import Layout
 MAX_BLOCKS = 16  # along one dim: a mesh of up to 16 x 16 reads whole blocks
 MIN_BLOCK_BYTES = 1 << 18  # smaller blocks would cost more in headers than they save in reading
 MAX_SHARD_BYTES = 1 << 31
-PLAUSIBLE_DEVIATIONS = 15.0
+PLAUSIBLE_DEVIATIONS = 8.0
 DEFAULT_LICENCE = "Apache-2.0"
 
 
