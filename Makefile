@@ -17,8 +17,7 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 forecast: $(VENV)/.installed
 	@mkdir -p outputs
 	$(BIN)/jigsaw-forecast run --init 2026-06-24T00 --write-initial-state --overwrite \
-		--output $(FORECAST).zarr
-	$(BIN)/jigsaw-forecast plot $(FORECAST).zarr --output $(FORECAST).png
+		--output $(FORECAST).zarr --plot $(FORECAST).png
 	@echo
 	@echo "Ten-day forecast of a simulated planet: $(FORECAST).zarr"
 	@echo "Its maps: $(FORECAST).png"

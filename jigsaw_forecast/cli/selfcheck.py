@@ -14,6 +14,7 @@ import typer
 
 from jigsaw_forecast import __version__
 from jigsaw_forecast.cli.options import command_line
+from jigsaw_forecast.cli.run import Device
 from jigsaw_forecast.errors import ForecastError
 from jigsaw_forecast.parallel.launch import ensure_ranks
 
@@ -49,6 +50,9 @@ def selfcheck(
             help="Also start these ranks and measure each one's matrix rate and link rate.",
         ),
     ] = "",
+    device: Annotated[
+        Device, typer.Option("--device", help="Where the ranks of --mesh compute.")
+    ] = Device.AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> int | None:
     """Reports versions, GRIB coding, devices and communication backends.
@@ -66,7 +70,7 @@ def selfcheck(
     exit_code = ensure_ranks(math.prod(degrees.values()), command_line(context))
     if exit_code is not None:
         return exit_code
-    rates = _measure(degrees) if mesh else []
+    rates = _measure(degrees, device) if mesh else []
     if os.environ.get("RANK", "0") != "0":
         return None
     report: dict[str, Any] = {"jigsaw-forecast": __version__, "python": platform.python_version()}
@@ -159,18 +163,21 @@ def _find_backends() -> list[str]:
     return backends
 
 
-def _measure(degrees: dict[str, int]) -> list[dict[str, Any]]:
+def _measure(degrees: dict[str, int], device: Device) -> list[dict[str, Any]]:
     import torch
 
     from jigsaw_forecast.parallel.mesh import close_mesh, make_mesh
     from jigsaw_forecast.parallel.rates import measure_rates
 
-    size = math.prod(degrees.values())
-    has_gpus = torch.cuda.device_count() >= size
-    mesh = make_mesh(degrees, "cuda" if has_gpus else "cpu")
-    rates = [asdict(rank) for rank in measure_rates(mesh)]
-    close_mesh()
-    return rates
+    if device is Device.AUTO:
+        # the ranks of this machine, where the launcher says how many, each on a GPU of its own
+        num_local = int(os.environ.get("LOCAL_WORLD_SIZE", math.prod(degrees.values())))
+        device = Device.CUDA if torch.cuda.device_count() >= num_local else Device.CPU
+    mesh = make_mesh(degrees, device.value)
+    try:
+        return [asdict(rank) for rank in measure_rates(mesh)]
+    finally:
+        close_mesh()
 
 
 def _lines(report: dict[str, Any]) -> list[str]:

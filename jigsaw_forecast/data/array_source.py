@@ -79,7 +79,6 @@ class ArraySource:
     def __init__(self, path: Path, dataset: xr.Dataset) -> None:
         """Describes every array of a dataset whose times are decoded."""
         self.path = path
-        self.bytes_read = 0
         self._arrays = [
             describe(dataset, name)
             for name in dataset.data_vars

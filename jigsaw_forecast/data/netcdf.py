@@ -30,6 +30,7 @@ class NetcdfSource(ArraySource):
             raise DataError(
                 f"{path} cannot be read as netCDF: {fault}; it may be truncated or damaged"
             ) from None
+        self.bytes_read = 0
         super().__init__(path, self._dataset)
 
     def _load(self, array: FieldArray, selection: Selection) -> npt.NDArray[np.floating]:

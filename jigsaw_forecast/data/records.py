@@ -140,11 +140,13 @@ class Source(Protocol):
 
     Attributes:
         path: The file or store.
-        bytes_read: Bytes taken from disk so far, headers included.
     """
 
     path: Path
-    bytes_read: int
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes taken from disk so far, headers included."""
 
     def records(self) -> list[FieldRecord]:
         """All fields in the file, from headers alone."""

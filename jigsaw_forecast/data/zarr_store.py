@@ -59,23 +59,19 @@ class ZarrSource(ArraySource):
                 decode_timedelta=True,
                 mask_and_scale=True,
             )
-            self._group = zarr.open_group(self._store, mode="r")
+            group = zarr.open_group(self._store, mode="r")
+            self._stored = {str(name): group[str(name)] for name in dataset.data_vars}
             super().__init__(path, dataset)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as fault:
             raise DataError(f"{path} cannot be read as zarr: {fault}") from None
-        self._attrs: dict[str, dict[str, Any]] = {}
 
     @property
     def bytes_read(self) -> int:
         """Bytes of chunks and metadata read so far."""
         return self._store.bytes_read
 
-    @bytes_read.setter
-    def bytes_read(self, value: int) -> None:
-        self._store.bytes_read = value
-
     def _load(self, array: FieldArray, selection: Selection) -> npt.NDArray[np.floating]:
-        stored = self._group[array.name]
+        stored = self._stored[array.name]
         assert isinstance(stored, zarr.Array)
         try:
             raw, is_absent = _read_marking_absent(stored, selection)

@@ -15,7 +15,7 @@ from jigsaw_forecast.errors import CheckpointError, OutputError, RecipeError
 from jigsaw_forecast.parallel.collectives import barrier
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.recipe import dump_recipe, load_recipe
-from jigsaw_forecast.train.optimizer import AveragedWeights
+from jigsaw_forecast.train.optimizer import AveragedWeights, phase_at
 from jigsaw_forecast.train.schema import TrainRecipe
 
 # a run may go on with another value of these
@@ -80,7 +80,7 @@ class TrainOutput:
         """
         path = self.folder / "recipe.toml"
         if path.is_file():
-            _check_same(recipe, load_recipe(path, TrainRecipe), path)
+            _check_same(recipe, load_recipe(path, TrainRecipe), path, self.last_step())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             dump_recipe(recipe, path)
@@ -192,17 +192,25 @@ def _rank_file(folder: Path, mesh: Mesh) -> Path:
     return folder / f"rank-{mesh.rank:05d}.pt"
 
 
-def _check_same(recipe: TrainRecipe, saved: TrainRecipe, path: Path) -> None:
-    """Refuses to go on with another recipe."""
+def _check_same(recipe: TrainRecipe, saved: TrainRecipe, path: Path, step: int) -> None:
+    """Refuses to go on with another recipe; phases that have not begun may change."""
+    begun = phase_at(saved.train, step - 1)[0] if step else -1
     new, old = _flat(recipe.model_dump(mode="json")), _flat(saved.model_dump(mode="json"))
     changeable = {f"train.{name}" for name in CHANGEABLE}
     different = [
         f"{key} is {old.get(key)!r} there, {new.get(key)!r} here"
         for key in sorted(new.keys() | old.keys())
-        if new.get(key) != old.get(key) and key not in changeable
+        if new.get(key) != old.get(key)
+        and key not in changeable
+        and not _is_later_phase(key, begun)
     ]
     if different:
         raise RecipeError(f"{path} is of another recipe: {'; '.join(different)}")
+
+
+def _is_later_phase(key: str, begun: int) -> bool:
+    parts = key.split(".")
+    return parts[:2] == ["train", "phases"] and int(parts[2]) > begun
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jigsaw_forecast.parallel import launch
 
 launch._MODULE = "program"  # ranks run this file again
 
-def act(degrees):
+def act(degrees, device):
     what, rank = os.environ["ACT"], int(os.environ["RANK"])
     folder = pathlib.Path(os.environ["FOLDER"])
     # those that need no mesh come first and save the seconds that torch takes to import

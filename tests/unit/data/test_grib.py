@@ -52,17 +52,13 @@ def test_a_field_is_read_with_its_headers(tmp_path: Path, edition: int) -> None:
 @pytest.mark.parametrize("edition", [1, 2])
 def test_south_to_north_is_turned(tmp_path: Path, edition: int) -> None:
     data = message(temperature_map()[::-1], edition, **SOUTH_NORTH)
-    np.testing.assert_allclose(
-        read_one(write(tmp_path / "a", data)), temperature_map(), atol=STEP
-    )
+    np.testing.assert_allclose(read_one(write(tmp_path / "a", data)), temperature_map(), atol=STEP)
 
 
 @pytest.mark.parametrize("edition", [1, 2])
 def test_columns_first_are_transposed(tmp_path: Path, edition: int) -> None:
     data = message(temperature_map().T, edition, jPointsAreConsecutive=1)
-    np.testing.assert_allclose(
-        read_one(write(tmp_path / "a", data)), temperature_map(), atol=STEP
-    )
+    np.testing.assert_allclose(read_one(write(tmp_path / "a", data)), temperature_map(), atol=STEP)
 
 
 def test_east_to_west_is_turned(tmp_path: Path) -> None:
@@ -72,18 +68,14 @@ def test_east_to_west_is_turned(tmp_path: Path) -> None:
         longitudeOfFirstGridPointInDegrees=337.5,
         longitudeOfLastGridPointInDegrees=0.0,
     )
-    np.testing.assert_allclose(
-        read_one(write(tmp_path / "a", data)), temperature_map(), atol=STEP
-    )
+    np.testing.assert_allclose(read_one(write(tmp_path / "a", data)), temperature_map(), atol=STEP)
 
 
 def test_alternating_rows_are_turned(tmp_path: Path) -> None:
     snake = temperature_map().copy()
     snake[1::2] = snake[1::2, ::-1]
     data = message(snake, alternativeRowScanning=1)
-    np.testing.assert_allclose(
-        read_one(write(tmp_path / "a", data)), temperature_map(), atol=STEP
-    )
+    np.testing.assert_allclose(read_one(write(tmp_path / "a", data)), temperature_map(), atol=STEP)
 
 
 @pytest.mark.parametrize(("first", "last"), [(180.0, 157.5), (-180.0, 157.5), (-90.0, 247.5)])
@@ -94,16 +86,12 @@ def test_any_longitude_origin_is_rolled_to_zero(tmp_path: Path, first: float, la
         longitudeOfFirstGridPointInDegrees=first,
         longitudeOfLastGridPointInDegrees=last,
     )
-    np.testing.assert_allclose(
-        read_one(write(tmp_path / "a", data)), temperature_map(), atol=STEP
-    )
+    np.testing.assert_allclose(read_one(write(tmp_path / "a", data)), temperature_map(), atol=STEP)
 
 
 def test_a_wrong_increment_in_the_header_changes_nothing(tmp_path: Path) -> None:
     data = message(temperature_map(), iDirectionIncrementInDegrees=2.0)
-    np.testing.assert_allclose(
-        read_one(write(tmp_path / "a", data)), temperature_map(), atol=STEP
-    )
+    np.testing.assert_allclose(read_one(write(tmp_path / "a", data)), temperature_map(), atol=STEP)
 
 
 def test_a_bitmap_reads_as_missing(tmp_path: Path) -> None:
@@ -210,7 +198,7 @@ def test_only_the_fields_asked_for_are_read(tmp_path: Path) -> None:
         (message(temperature_map()) + b"padding" + message(temperature_map()), "belong to no GRIB"),
         (message(temperature_map()) + b"<html>", "belong to no GRIB message"),
         (message(temperature_map())[:-4] + b"7778", "no 7777"),
-        (message(temperature_map()).replace(b"GRIB\0", b"GRIC\0"), "neither GRIB"),
+        (b"GRIC" + message(temperature_map())[4:], "neither GRIB"),
     ],
 )
 def test_a_broken_file_is_refused_by_name(tmp_path: Path, content: bytes, says: str) -> None:

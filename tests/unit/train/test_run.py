@@ -174,6 +174,13 @@ def test_resume_with_another_recipe_names_the_keys(whole: Path, store: Path) -> 
         _train(recipe, whole, *settings, resume=True)
 
 
+def test_a_phase_that_has_not_begun_may_change(store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    _train(recipe, tmp_path / "out", max_steps=6)
+    _train(recipe, tmp_path / "out", "train.phases.1.num_steps=2", resume=True)
+    assert (tmp_path / "out" / "checkpoints" / "step-00000008").is_dir()
+
+
 def test_a_signal_saves_and_asks_to_be_queued_again(
     whole: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
