@@ -1,7 +1,7 @@
 # make forecast | test | lint | nature | docs; the first run of each installs what it needs.
 # PYTHON=... chooses the interpreter that the environments are made with (3.11 or newer).
 
-PYTHON ?= $(shell for candidate in python3.13 python3.12 python3.11 python3 python; do \
+PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 python; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& { echo $$candidate; break; }; done)
 NATURE_PYTHON ?= $(PYTHON)

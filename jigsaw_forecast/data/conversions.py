@@ -124,8 +124,7 @@ def specific_humidity_from_relative(
     temperature = temperature.astype(np.float64)
     pressure = level_hpa * PA_PER_HPA
     saturation = thermo.saturation_vapour_pressure(temperature, phase="mixed")
-    # Where saturation reaches the pressure (warm air in the stratosphere) there is no saturated
-    # state; 1 % of the pressure is far above any real vapour pressure there.
+    # vapour cannot exceed the pressure, which saturation does in warm air high up
     saturation = np.minimum(saturation, pressure)
     vapour = np.clip(relative_humidity / 100.0, 0.0, None) * saturation
     humidity = thermo.specific_humidity_from_vapour_pressure(vapour, pressure)

@@ -128,7 +128,13 @@ def make_mesh(degrees: Mapping[str, int], device: str | torch.device = "cpu") ->
     size = math.prod(full.values())
     device = torch.device(device)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count():
+            raise MeshError(
+                f"rank {local_rank} of this machine has no GPU: there are "
+                f"{torch.cuda.device_count()}; use a smaller --mesh or --device cpu"
+            )
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if size == 1 and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return single_rank_mesh(device)

@@ -33,7 +33,7 @@ USABLE = {
     "dates/hdate.grib": (1, 1),
     "ens/regular_ll_msl.grib": (1, 1),
     "era5-eda/era5-levels-members.grib": (160, 160),
-    "gfs-misc/flxf2006040100.grb": (96, 4),
+    "gfs-misc/flxf2006040100.grb": (96, 5),
     "grids/wind_20x20.grib": (2, 2),
     "ifs-opendata/20240101000000-0h-oper-fc.grib2.0-10": (10, 8),
     "ifs-pl10/pl_regular_ll.grib": (240, 240),
