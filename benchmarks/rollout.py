@@ -88,6 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     loaded = load_checkpoint(find_checkpoint(Path(options.checkpoint)), single_rank_mesh())
+    loaded.model.make_resident()
     maps = make_forcings(loaded)
     norm = loaded.normalisation
     generator = torch.Generator().manual_seed(0)

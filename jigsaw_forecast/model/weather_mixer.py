@@ -116,6 +116,32 @@ class ShardedModule(nn.Module):
         """The parts that compute of several vectors, gathered together."""
         return gather_vectors(self.mesh, [self.weight(name) for name in names])
 
+    @torch.no_grad()
+    def make_resident(self) -> None:
+        """Gathers every weight along its storage axes once and keeps it; for inference only."""
+        if self.is_resident:
+            return
+        for name in self.layouts:
+            self.keep(name, gather_weight(self.mesh, self.weight(name)))
+        self.is_resident = True
+
+    def keep(self, name: str, values: Tensor) -> None:
+        """Replaces a parameter by what computes from it."""
+        self.register_parameter(name, nn.Parameter(values, requires_grad=False))
+
+
+def join(module: ShardedModule, names: tuple[str, str], dim: int) -> Tensor:
+    """Joins two resident parameters into one matrix, of which they become views.
+
+    Saves the copy that a streamed step makes, and holds nothing twice.
+    """
+    first, second = (module.get_parameter(name) for name in names)
+    joined = torch.cat([first, second], dim)
+    length = first.shape[dim]
+    module.keep(names[0], joined.narrow(dim, 0, length))
+    module.keep(names[1], joined.narrow(dim, length, second.shape[dim]))
+    return joined
+
 
 class MixerBlock(ShardedModule):
     """Token mixing, then channel mixing, each pre-normed and residual."""
@@ -178,6 +204,7 @@ class PatchEmbed(ShardedModule):
         """Lays out one matrix for the state and one for the forcings."""
         super().__init__(mesh, seed, path)
         self.config = config
+        self.joined: Tensor | None = None
         num_points = config.window[0] * config.window[1]
         num_fields, num_forcings = len(config.fields), len(config.forcings)
         c = config.channels
@@ -201,12 +228,20 @@ class PatchEmbed(ShardedModule):
     def forward(self, state: Tensor, forcing: Tensor, dtype: torch.dtype) -> Tensor:
         """Tokens [B, N/domain, C/tensor] of the maps [B, F_j, Y_i, X] and [B, G_j, Y_i, X]."""
         patches = self._patches(torch.cat([state, forcing], dim=1))
-        matrix = torch.cat([self.state, self.forcing], dim=1).flatten(1)
+        joined = self.joined
+        matrix = torch.cat([self.state, self.forcing], 1) if joined is None else joined
+        matrix = matrix.flatten(1)
         num_points = patches.shape[-1]
         layout = Layout((self.config.channels, num_points), (), (Cut(0, "domain"),))
         weight = Weight(matrix, layout, self.is_resident)
         (bias,) = self.vectors("bias")
         return embed(self.mesh, dtype, patches, weight) + (bias + self.position)
+
+    @torch.no_grad()
+    def make_resident(self) -> None:
+        """Gathers the weights and joins the two matrices."""
+        super().make_resident()
+        self.joined = join(self, ("state", "forcing"), 1)
 
     def _patches(self, maps: Tensor) -> Tensor:
         """Windows of all maps, [B, N/domain, maps x window points]."""
@@ -233,6 +268,7 @@ class PatchHead(ShardedModule):
         """Lays out the head; its weights start at zero, so a fresh model persists the state."""
         super().__init__(mesh, seed, path)
         self.config = config
+        self.joined: Tensor | None = None
         self.token_rows = sample_pieces(config, mesh).token_rows
         num_points = config.window[0] * config.window[1]
         c = config.channels
@@ -257,13 +293,21 @@ class PatchHead(ShardedModule):
         scale, shift, bias, blend, diagnostic_bias = self.vectors(
             "norm_scale", "norm_shift", "bias", "blend", "diagnostic_bias"
         )
-        matrix = torch.cat([self.state, self.diagnostic], dim=0).flatten(0, 1)
+        joined = self.joined
+        matrix = torch.cat([self.state, self.diagnostic]) if joined is None else joined
+        matrix = matrix.flatten(0, 1)
         layout = Layout((matrix.shape[0], self.config.channels), (), (Cut(1, "domain"),))
         weight = Weight(matrix, layout, self.is_resident)
         windows = head(self.mesh, dtype, x, (scale, shift), weight)
         maps = self._overlap_add(windows) + torch.cat([bias, diagnostic_bias])[:, None, None]
         num_fields = bias.shape[0]
         return maps[:, :num_fields], maps[:, num_fields:], blend
+
+    @torch.no_grad()
+    def make_resident(self) -> None:
+        """Gathers the weights and joins the two matrices."""
+        super().make_resident()
+        self.joined = join(self, ("state", "diagnostic"), 0)
 
     def _overlap_add(self, windows: Tensor) -> Tensor:
         """Maps [B, maps, Y_i, X] from windows [B, N/domain, maps x window points]."""
@@ -395,7 +439,6 @@ class WeatherMixer(nn.Module):
             for name, layout in module.layouts.items()
         }
 
-    @torch.no_grad()
     def make_resident(self) -> None:
         """Gathers every weight along its storage axes once and keeps it; for inference only.
 
@@ -403,10 +446,5 @@ class WeatherMixer(nn.Module):
             The all-gathers that a streamed step would make, once.
         """
         for module in self.modules():
-            if not isinstance(module, ShardedModule) or module.is_resident:
-                continue
-            for name in module.layouts:
-                weight = module.weight(name)
-                gathered = gather_weight(self.mesh, weight)
-                module.register_parameter(name, nn.Parameter(gathered, requires_grad=False))
-            module.is_resident = True
+            if isinstance(module, ShardedModule):
+                module.make_resident()
