@@ -71,6 +71,7 @@ class WeatherStore:
         grid: Its grid.
         times: Valid times, datetime64[s], ascending.
         bytes_read: Bytes of values handed out by `read` so far.
+        notice: What must be said wherever something made from this data is shown; its attribute.
     """
 
     def __init__(self, path: Path, fields: Sequence[Field]) -> None:
@@ -91,6 +92,7 @@ class WeatherStore:
         problems = _problems(self._data, fields)
         if problems:
             raise DataError(f"{path}: {'; '.join(problems)}")
+        self.notice = str(self._data.attrs.get("notice", ""))
         latitudes = self._data[LATITUDE_DIM].values
         self.grid = Grid.from_axes(latitudes, self._data["longitude"].values)
         self._ascending = bool(latitudes[0] < latitudes[-1])

@@ -42,7 +42,21 @@ from jigsaw_forecast.train.validation import Validation
 
 _log = logging.getLogger(__name__)
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the products that a recipe's precision means on a device.
+
+    `auto` is bfloat16 on GPUs and on CPUs with instructions for it (measured 2.5 to 3 times as
+    fast there, see docs/log.md; slower than float32 elsewhere).
+    """
+    if precision == "auto":
+        # older versions of torch cannot tell: then float32 is the safe answer
+        found = getattr(torch.cpu, "get_capabilities", dict)()
+        has_bfloat16 = device.type == "cuda" or any(
+            found.get(name, False) for name in ("avx512_bf16", "amx_bf16")
+        )
+        precision = "bfloat16" if has_bfloat16 else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
 
 
 def train_recipe(
@@ -100,6 +114,7 @@ class _Run:
     statics: dict[str, npt.NDArray[np.float32]]
     optimizer: torch.optim.AdamW
     average: AveragedWeights
+    notice: str  # of the training data; goes with the weights
     step: int  # train steps done
     parameters: list[nn.Parameter]
 
@@ -121,7 +136,7 @@ def _prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh) -> _Run:
     """Opens the data, normalises it, makes the model and takes up an earlier run."""
     config = recipe.model
     model = WeatherMixer(config, mesh, seed=recipe.seed)
-    model.compute_dtype = PRECISIONS[recipe.train.precision]
+    model.compute_dtype = compute_dtype(recipe.train.precision, mesh.device)
     all_fields = (*config.prognostic_fields, *config.diagnostic_fields)
     store = WeatherStore(recipe.data.path, all_fields)
     model_rows = slice(0, config.grid_object.num_model_lat)
@@ -160,6 +175,7 @@ def _prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh) -> _Run:
         statics=statics,
         optimizer=make_optimizer(model, recipe.train),
         average=AveragedWeights(model, recipe.train.ema_decay),
+        notice=store.notice,
         step=output.last_step(),
         parameters=list(model.parameters()),
     )
@@ -342,7 +358,13 @@ def _save(run: _Run) -> None:
     if not folder.exists():
         with run.average.applied():
             save_checkpoint(
-                folder, run.model, run.statistics, run.statics, provenance, dtype=torch.bfloat16
+                folder,
+                run.model,
+                run.statistics,
+                run.statics,
+                provenance,
+                dtype=torch.bfloat16,
+                notice=run.notice,
             )
     save_progress(run.output, run.step, run.model, run.optimizer, run.average, run.mesh)
     if run.mesh.rank == 0:

@@ -57,7 +57,7 @@ class TrainSection(_Section):
     """Optimizer, loss, schedule and reporting."""
 
     global_batch_size: Count  # samples a train step over all data replicas
-    precision: Literal["float32", "bfloat16"]  # of the products
+    precision: Literal["auto", "float32", "bfloat16"]  # of the products; auto: what is faster here
     warmup_steps: Annotated[int, Setting(ge=0)]  # train steps from 0 to the peak learning rate
     log_every: Count  # train steps
     validate_every: Count = 1000  # train steps
