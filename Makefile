@@ -62,7 +62,7 @@ $(NATURE_VENV)/bin/python:
 
 $(NATURE_VENV)/.installed: constraints-nature.txt | $(NATURE_VENV)/bin/python
 	@echo "Installing jcm in $(NATURE_VENV) (once; 1.6 GB)"
-	@$(NATURE_VENV)/bin/python $(PIP_INSTALL) --constraint constraints-nature.txt jcm==3.0.0
+	@$(NATURE_VENV)/bin/python $(PIP_INSTALL) --constraint constraints-nature.txt jcm==3.0.0 zarr
 	@touch $@
 
 clean:

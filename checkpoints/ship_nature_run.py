@@ -8,7 +8,6 @@ with).
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 import xarray as xr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from jigsaw_forecast.checkpoint.format import MANIFEST, read_manifest, verify_digests
+from jigsaw_forecast.checkpoint.format import read_manifest, verify_digests, write_manifest
 
 NAME = "nature-run"
 NOTICE = "A simulated planet (jcm, SPEEDY physics at T31), not the Earth."
@@ -26,6 +25,7 @@ SURFACE = ("total_precipitation_6hr", "land_sea_mask", "geopotential_at_surface"
 
 
 def main() -> None:
+    """Reads the command line and writes the folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("store", type=Path)
@@ -38,7 +38,7 @@ def main() -> None:
     for shard in manifest.shards:
         shutil.copy(options.checkpoint / shard, output / shard)
     shipped = manifest.model_copy(update={"name": NAME, "notice": NOTICE})
-    (output / MANIFEST).write_text(json.dumps(shipped.model_dump(), indent=1) + "\n")
+    write_manifest(output, shipped)
 
     variables = [field.variable for field in manifest.architecture.prognostic_fields]
     names = [*dict.fromkeys(variables), *SURFACE]

@@ -150,6 +150,15 @@ NATURE_RUN_FIELDS = (
     *(Field(name) for name in SURFACE_VARIABLES),
 )
 assert len(WEATHERBENCH_FIELDS) == 69
+# vectors along the meridian and the parallel, which turn about a pole
+WIND_COMPONENTS = frozenset(
+    {
+        "u_component_of_wind",
+        "v_component_of_wind",
+        "10m_u_component_of_wind",
+        "10m_v_component_of_wind",
+    }
+)
 
 
 def standard_geopotential(level_hpa: float) -> float:

@@ -79,11 +79,66 @@ class Manifest(BaseModel):
     provenance: dict[str, Any]
     tensors: dict[str, TensorRecord]
     shards: dict[str, ShardRecord]
+    digest: str = ""  # sha256 of all the rest
+
+    def compute_digest(self) -> str:
+        """The sha256 of everything but `digest`."""
+        rest = self.model_dump(mode="json", exclude={"digest"})
+        return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `model.json` with its digest."""
+    sealed = manifest.model_copy(update={"digest": manifest.compute_digest()})
+    (folder / MANIFEST).write_text(json.dumps(sealed.model_dump(mode="json"), indent=1) + "\n")
+
+
+def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter takes the checkpoint's dtype; vectors and positions are float32."""
+    return len(shape) > 1 and name != "embed.position"
 
 
 def block_bounds(length: int, num_blocks: int) -> list[int]:
     """Where blocks of equal or nearly equal length start, and the end."""
     return [length * index // num_blocks for index in range(num_blocks + 1)]
+
+
+def check_complete(folder: Path, manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compares what the manifest lists with what its architecture needs.
+
+    Args:
+        folder: Of the checkpoint.
+        manifest: Its model.json.
+        shapes: Full shape of every parameter of the architecture.
+
+    Raises:
+        CheckpointError: Names everything that is missing or of another shape.
+    """
+    config = manifest.architecture
+    num_fields, num_diagnostics = len(config.fields), len(config.diagnostics)
+    map_shape = (config.grid_object.num_model_lat, config.grid_object.num_lon)
+    needed = {
+        **shapes,
+        "statistics.mean": (num_fields, *map_shape),
+        "statistics.std": (num_fields,),
+        "statistics.tendency_std": (num_fields,),
+        "statistics.diagnostic_mean": (num_diagnostics,),
+        "statistics.diagnostic_std": (num_diagnostics,),
+        **{f"statics.{name}": map_shape for name in manifest.statics},
+    }
+    problems = [f"missing tensor {name}" for name in needed if name not in manifest.tensors]
+    problems += [
+        f"{name} has shape {record.shape}, its architecture needs {needed[name]}"
+        for name, record in manifest.tensors.items()
+        if name in needed and record.shape != needed[name]
+    ]
+    problems += [
+        f"missing plausible range of {name}"
+        for name in config.fields
+        if name not in manifest.plausible
+    ]
+    if problems:
+        raise CheckpointError(f"{folder / MANIFEST}: {'; '.join(problems)}")
 
 
 def find_checkpoint(name: str | os.PathLike[str]) -> Path:
@@ -132,6 +187,10 @@ def read_manifest(folder: Path) -> Manifest:
             f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
         )
         raise CheckpointError(f"{path}: {details}") from error
+    if manifest.digest != manifest.compute_digest():
+        raise CheckpointError(
+            f"{path} is altered: its digest is not that of its content; copy it again"
+        )
     outside = [shard for shard in manifest.shards if shard != PurePath(shard).name or shard == ".."]
     unknown = sorted(
         {shard for record in manifest.tensors.values() for shard in record.shards}

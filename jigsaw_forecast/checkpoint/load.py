@@ -11,12 +11,14 @@ from safetensors import safe_open
 from jigsaw_forecast.checkpoint.format import (
     Manifest,
     TensorRecord,
+    check_complete,
     damaged_shards,
+    is_matrix,
     raise_if_damaged,
     read_manifest,
 )
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
-from jigsaw_forecast.parallel.collectives import gather_texts
+from jigsaw_forecast.parallel.collectives import gather_texts, together
 from jigsaw_forecast.parallel.layout import split_range
 from jigsaw_forecast.parallel.mesh import Mesh
 
@@ -127,30 +129,37 @@ def load_checkpoint(folder: Path, mesh: Mesh, dtype: torch.dtype = torch.float32
         MeshError: The mesh does not divide the model.
 
     Communication:
-        That of `verify_together`.
+        The ranks agree on each stage, and share the work of `verify_together`.
     """
-    manifest = read_manifest(folder)
+    manifest = together(mesh, lambda: read_manifest(folder))
     config = manifest.architecture
     config.check_mesh(mesh.domain.size, mesh.tensor.size)
-    verify_together(mesh, folder, manifest)
-    reader = _Reader(folder, manifest)
     model = WeatherMixer(config, mesh, seed=None)
     model.compute_dtype = dtype
-    layouts = model.layouts()
+    shapes = {name: layout.full_shape for name, layout in model.layouts().items()}
+    together(mesh, lambda: check_complete(folder, manifest, shapes))
+    verify_together(mesh, folder, manifest)
+    return together(mesh, lambda: _read_pieces(folder, manifest, model))
+
+
+def _read_pieces(folder: Path, manifest: Manifest, model: WeatherMixer) -> LoadedModel:
+    """Fills the model with this rank's pieces and reads what goes with them."""
+    reader = _Reader(folder, manifest)
+    layouts, device = model.layouts(), model.mesh.device
     for name, parameter in model.named_parameters():
-        values = reader.read(name, layouts[name].piece_slices(mesh))
-        is_matrix = len(layouts[name].full_shape) > 1 and name != "embed.position"
-        parameter.data = values.to(mesh.device, dtype if is_matrix else torch.float32)
+        layout = layouts[name]
+        values = reader.read(name, layout.piece_slices(model.mesh))
+        dtype = model.compute_dtype if is_matrix(name, layout.full_shape) else torch.float32
+        parameter.data = values.to(device, dtype)
         parameter.requires_grad_(False)
-    pieces, columns = model.pieces, slice(0, config.grid_object.num_lon)
+    pieces, columns = model.pieces, slice(0, model.config.grid_object.num_lon)
 
     def column(name: str, group: slice) -> torch.Tensor:
-        return reader.read(f"statistics.{name}", (group,)).to(mesh.device)[:, None, None]
+        return reader.read(f"statistics.{name}", (group,)).to(device)[:, None, None]
 
-    mean = reader.read("statistics.mean", (pieces.fields, pieces.rows, columns)).to(mesh.device)
+    mean = reader.read("statistics.mean", (pieces.fields, pieces.rows, columns)).to(device)
     std = column("std", pieces.fields)
-    tendency_std = column("tendency_std", pieces.fields)
-    model.tendency_scale.copy_((tendency_std / std)[:, 0, 0])
+    model.tendency_scale.copy_((column("tendency_std", pieces.fields) / std)[:, 0, 0])
     normalisation = Normalisation(
         mean,
         std,

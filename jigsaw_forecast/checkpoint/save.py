@@ -1,8 +1,8 @@
 """Writes inference checkpoints, shard by shard, whole or not at all."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from jigsaw_forecast.checkpoint.format import (
     FORMAT_VERSION,
-    MANIFEST,
     Manifest,
     ShardRecord,
     TensorRecord,
     file_digest,
+    is_matrix,
+    write_manifest,
 )
 from jigsaw_forecast.data.statistics import Statistics
 from jigsaw_forecast.errors import CheckpointError
 from jigsaw_forecast.fields import Field, plausible_range
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
-from jigsaw_forecast.parallel.collectives import all_to_all, barrier
+from jigsaw_forecast.parallel.collectives import all_to_all, together
 from jigsaw_forecast.parallel.layout import Layout
 
 MAX_BLOCKS = 16  # along one dim: a mesh of up to 16 x 16 reads whole blocks
@@ -63,7 +65,21 @@ class _ShardWriter:
     def current(self) -> str:
         return f"weights-{len(self.shards):05d}.safetensors"
 
-    def add(self, key: str, values: torch.Tensor) -> str:
+    def add_tensor(self, name: str, values: torch.Tensor, cut_dims: set[int]) -> TensorRecord:
+        """Adds a tensor block by block and returns where its blocks will be."""
+        counts = num_blocks(tuple(values.shape), cut_dims, values.element_size())
+        record = TensorRecord(
+            shape=tuple(values.shape),
+            dtype=str(values.dtype).removeprefix("torch."),
+            num_blocks=counts,
+            shards=("",) * int(np.prod(counts)),
+        )
+        shards = tuple(
+            self._add(f"{name}@{suffix}", values[place]) for place, suffix, _ in record.blocks()
+        )
+        return record.model_copy(update={"shards": shards})
+
+    def _add(self, key: str, values: torch.Tensor) -> str:
         """Adds a block and returns the name of the shard it will be in."""
         size = values.numel() * values.element_size()
         if self.blocks and self.num_bytes + size > MAX_SHARD_BYTES:
@@ -107,60 +123,72 @@ def save_checkpoint(
         licence: SPDX identifier of the weights' licence.
 
     Raises:
-        CheckpointError: The folder exists or cannot be written.
+        CheckpointError: The folder exists or cannot be written; the same on every rank.
 
     Communication:
-        Each tensor's pieces to rank 0 of the model group, one tensor at a time.
+        Each tensor's pieces to rank 0 of the model group, one tensor at a time. The ranks agree
+        before and after.
     """
     mesh = model.mesh
     is_writer = mesh.rank == 0
     partial = folder.with_name(folder.name + ".partial")
-    if folder.exists():
-        raise CheckpointError(f"checkpoint {folder} exists already")
     writer = _ShardWriter(partial)
     records: dict[str, TensorRecord] = {}
-    try:
-        if is_writer:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        for name, values, cut_dims in _all_tensors(model, statistics, statics, dtype):
-            if not is_writer:
-                continue
-            counts = num_blocks(tuple(values.shape), cut_dims, values.element_size())
-            record = TensorRecord(
-                shape=tuple(values.shape),
-                dtype=str(values.dtype).removeprefix("torch."),
-                num_blocks=counts,
-                shards=("",) * int(np.prod(counts)),
-            )
-            shards = tuple(
-                writer.add(f"{name}@{suffix}", values[place])
-                for place, suffix, _ in record.blocks()
-            )
-            records[name] = record.model_copy(update={"shards": shards})
-        if is_writer:
+    failure: CheckpointError | None = None
+
+    def finish() -> None:
+        if failure is not None:
+            raise failure
+        with _writing(folder):
             writer.flush()
-            manifest = Manifest(
-                format_version=FORMAT_VERSION,
-                name=folder.name,
-                architecture=model.config,
-                dtype=str(dtype).removeprefix("torch."),
-                num_parameters=sum(
-                    int(np.prod(layout.full_shape)) for layout in model.layouts().values()
-                ),
-                plausible=input_ranges(model.config.prognostic_fields, statistics),
-                statics=tuple(statics),
-                notice=notice,
-                licence=licence,
-                provenance=dict(provenance),
-                tensors=records,
-                shards=writer.shards,
-            )
-            (partial / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n")
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            name=folder.name,
+            architecture=model.config,
+            dtype=str(dtype).removeprefix("torch."),
+            num_parameters=sum(
+                int(np.prod(layout.full_shape)) for layout in model.layouts().values()
+            ),
+            plausible=input_ranges(model.config.prognostic_fields, statistics),
+            statics=tuple(statics),
+            notice=notice,
+            licence=licence,
+            provenance=dict(provenance),
+            tensors=records,
+            shards=writer.shards,
+        )
+        with _writing(folder):
+            write_manifest(partial, manifest)
             partial.rename(folder)
-    except OSError as error:
+
+    together(mesh, lambda: _begin(folder, partial) if is_writer else None)
+    for name, values, cut_dims in _all_tensors(model, statistics, statics, dtype):
+        if not is_writer or failure is not None:
+            continue  # gathering goes on after a failure: the other ranks take part in it
+        try:
+            with _writing(folder):
+                records[name] = writer.add_tensor(name, values, cut_dims)
+        except CheckpointError as error:
+            failure = error
+    together(mesh, lambda: finish() if is_writer else None)
+
+
+def _begin(folder: Path, partial: Path) -> None:
+    """Makes an empty folder to write to."""
+    if folder.exists():
+        raise CheckpointError(f"checkpoint {folder} exists already")
+    with _writing(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Within, what the disk refuses becomes a `CheckpointError`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder}: cannot be written: {error}") from error
-    barrier(mesh)
 
 
 def input_ranges(
@@ -193,9 +221,12 @@ def _all_tensors(
     for name, parameter in model.named_parameters():
         layout = layouts[name]
         whole = gather_whole(model, parameter.detach(), layout)
-        is_matrix = len(layout.full_shape) > 1 and name != "embed.position"
         cut_dims = {cut.dim for cut in (*layout.compute, *layout.storage)}
-        yield name, whole.to(dtype if is_matrix else torch.float32), cut_dims
+        yield (
+            name,
+            whole.to(dtype if is_matrix(name, layout.full_shape) else torch.float32),
+            cut_dims,
+        )
     for name, array in statistics.to_arrays().items():
         yield f"statistics.{name}", torch.from_numpy(array), {0, 1} if array.ndim > 1 else set()
     for name, static in statics.items():

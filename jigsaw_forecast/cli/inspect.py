@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.errors import CheckpointError, DataError
 from jigsaw_forecast.log import track
 
 if TYPE_CHECKING:
@@ -37,12 +37,10 @@ def inspect(
       jigsaw-forecast inspect gfs.grb --json
     """
     path = Path(target)
-    if (path / "model.json").is_file() or not path.exists():
-        if not path.exists() and path.suffix:
-            raise DataError(f"{target}: no such file, and no checkpoint has such a name")
-        _inspect_checkpoint(target, as_json=as_json)
-    else:
+    if path.exists() and not (path / "model.json").is_file():
         _inspect_data(path, as_json=as_json)
+    else:
+        _inspect_checkpoint(target, as_json=as_json)
 
 
 def _inspect_checkpoint(name: str, *, as_json: bool) -> None:
@@ -50,7 +48,11 @@ def _inspect_checkpoint(name: str, *, as_json: bool) -> None:
     from jigsaw_forecast.checkpoint.describe import describe_checkpoint
     from jigsaw_forecast.checkpoint.format import find_checkpoint
 
-    description = describe_checkpoint(find_checkpoint(name))
+    try:
+        folder = find_checkpoint(name)
+    except CheckpointError as error:
+        raise DataError(f"{name}: no such file; {error}") from None
+    description = describe_checkpoint(folder)
     if as_json:
         typer.echo(json.dumps(description, indent=1, default=str))
     else:

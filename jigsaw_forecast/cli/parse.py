@@ -13,6 +13,7 @@ MESH_AXES = ("data", "domain", "tensor")
 _TIME = re.compile(
     r"(\d{4})-?(\d{2})-?(\d{2})(?:[T ]?(\d{2})(?::?(\d{2})(?::?(\d{2}))?)?)?(?:Z|\+00:?00)?"
 )
+_LONGEST_HOURS = 10 * 366 * 24  # beyond any forecast; numpy's times would overflow far later
 _DURATION = re.compile(r"(\d+)([dh]?)")
 _HOURS = {"d": 24, "h": 1, "": 1}
 _TIME_FORMS = "2026-06-24T00, 2026-06-24T00:00Z, 2026062400 or 20260624, in UTC"
@@ -92,6 +93,8 @@ def parse_duration(text: str, option: str = "--lead-time") -> np.timedelta64:
             "240h or 240"
         )
     hours = int(match.group(1)) * _HOURS[match.group(2)]
+    if hours > _LONGEST_HOURS:
+        raise ForecastError(f"{option} {text} is longer than ten years")
     return np.timedelta64(hours * 3600, "s")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jigsaw_forecast.cli.options import command_line
-from jigsaw_forecast.errors import ForecastError
+from jigsaw_forecast.errors import ForecastError, MeshError
 from jigsaw_forecast.parallel.launch import ensure_ranks
 
 # The library is imported where a command needs it: torch takes seconds and --help must not wait.
@@ -92,7 +92,8 @@ def run(  # typer reads the options off the signature
         ),
     ] = None,
     write_initial_state: Annotated[
-        bool, typer.Option("--write-initial-state", help="Write lead time 0 too.")
+        bool,
+        typer.Option("--write-initial-state", help="Write lead time 0 too, as the model sees it."),
     ] = False,
     mesh: Annotated[
         str,
@@ -165,6 +166,16 @@ def run(  # typer reads the options off the signature
         grib_keys = parse.parse_grib_keys(grib)
     if problems:
         raise ForecastError("\n".join(problems))
+    # the manifest is read without torch: a mesh that does not divide starts no ranks
+    from jigsaw_forecast.checkpoint.format import find_checkpoint, read_manifest
+
+    architecture = read_manifest(find_checkpoint(checkpoint)).architecture
+    architecture.check_mesh(degrees.get("domain", 1), degrees.get("tensor", 1))
+    if degrees.get("data", 1) > 1:
+        raise MeshError(
+            f"data={degrees['data']}: a run is cut over domain and tensor only; start one run for "
+            "each initial time"
+        )
     exit_code = ensure_ranks(math.prod(degrees.values()), command_line(context))
     if exit_code is not None:
         return exit_code

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from jigsaw_forecast.cli.options import command_line
+from jigsaw_forecast.cli.run import Device
 from jigsaw_forecast.parallel.launch import ensure_ranks
 
 # The library is imported where a command needs it: torch takes seconds and --help must not wait.
@@ -40,6 +41,7 @@ def train(
         int | None,
         typer.Option("--max-steps", min=1, help="Stop after so many steps of the recipe and save."),
     ] = None,
+    device: Annotated[Device, typer.Option("--device", help="Where to compute.")] = Device.AUTO,
 ) -> int | None:
     """Trains a model with a recipe.
 
@@ -51,6 +53,7 @@ def train(
     from jigsaw_forecast.cli.parse import parse_mesh
 
     degrees = parse_mesh(mesh)
+    _check_before_launch(recipe, settings or [], degrees)
     exit_code = ensure_ranks(math.prod(degrees.values()), command_line(context))
     if exit_code is not None:
         return exit_code
@@ -63,5 +66,17 @@ def train(
         output=output,
         resume=resume,
         max_steps=max_steps,
+        device=device.value,
     )
     return None
+
+
+def _check_before_launch(recipe: Path, settings: list[str], degrees: dict[str, int]) -> None:
+    """Refuses a wrong recipe or mesh before ranks are started for it."""
+    # neither module imports torch, which would make a refusal take seconds
+    from jigsaw_forecast.recipe import load_recipe
+    from jigsaw_forecast.train.schema import TrainRecipe
+
+    config = load_recipe(recipe, TrainRecipe, settings).model
+    config.check()
+    config.check_mesh(degrees.get("domain", 1), degrees.get("tensor", 1))

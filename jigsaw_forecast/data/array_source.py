@@ -26,7 +26,7 @@ from jigsaw_forecast.data.records import (
 from jigsaw_forecast.fields import VARIABLES, Role
 
 Selection = tuple[int | slice | list[int], ...]
-_TIMES = (Axis.TIME, Axis.REFERENCE_TIME, Axis.LEAD_TIME)
+_CLOCKS = (Axis.TIME, Axis.VALID_TIME, Axis.REFERENCE_TIME)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +174,8 @@ def describe(dataset: xr.Dataset, name: Hashable) -> FieldArray:
     quantity = recognise(array, has_pressure, has_model_levels)
     init_times, valid_times, time_fault = _times(array, roles, scalars)
     spec = VARIABLES.get(quantity.variable)
-    if spec is not None and spec.role is Role.STATIC and Axis.TIME not in roles:
+    is_fixed = not {Axis.TIME, Axis.VALID_TIME} & roles.keys()
+    if spec is not None and spec.role is Role.STATIC and is_fixed:
         time_fault = ""
     faults = [quantity.why, *faults, level_fault, time_fault]
     pressure_or_surface = PRESSURE_LEVEL if has_pressure else "surface"
@@ -265,36 +266,87 @@ def _times(
     array: xr.DataArray, roles: dict[Axis, Hashable], scalars: dict[Axis, Hashable]
 ) -> tuple[npt.NDArray[np.datetime64], npt.NDArray[np.datetime64], str]:
     """Init and valid times [T, L], and what is wrong with them."""
-    num_times = (
-        max(array.sizes[roles[a]] for a in _TIMES[:2] if a in roles)
-        if (Axis.TIME in roles or Axis.REFERENCE_TIME in roles)
-        else 1
-    )
-    num_leads = array.sizes[roles[Axis.LEAD_TIME]] if Axis.LEAD_TIME in roles else 1
+    time_dims = [roles[axis] for axis in _CLOCKS if axis in roles]
+    lead_dim = roles.get(Axis.LEAD_TIME)
+    num_times = max((array.sizes[dim] for dim in time_dims), default=1)
+    num_leads = array.sizes[lead_dim] if lead_dim is not None else 1
     nothing = np.full((num_times, num_leads), NOT_A_TIME, dtype="datetime64[s]")
-    key_of = {axis: roles.get(axis, scalars.get(axis)) for axis in _TIMES}
+    long = [str(dim) for dim in time_dims if array.sizes[dim] > 1]
+    if len(long) > 1:
+        return nothing, nothing, f"two dimensions of time: {', '.join(long)}"
+    keys = {axis: roles.get(axis, scalars.get(axis)) for axis in (*_CLOCKS, Axis.LEAD_TIME)}
+    if keys[Axis.VALID_TIME] is None:
+        keys[Axis.VALID_TIME] = _auxiliary_valid_time(array, {*time_dims, lead_dim})
     found = {
-        axis: np.atleast_1d(array.coords[key].values)
-        for axis, key in key_of.items()
+        axis: _over_times(array.coords[key], lead_dim, nothing.shape)
+        for axis, key in keys.items()
         if key is not None and key in array.coords
     }
-    base = found.get(Axis.TIME, found.get(Axis.REFERENCE_TIME))
-    if base is None:
+    lead = found.pop(Axis.LEAD_TIME, None)
+    reference = found.get(Axis.REFERENCE_TIME)
+    if reference is not None and reference.dtype.kind != "M" and len(found) > 1:
+        del found[Axis.REFERENCE_TIME]  # another coordinate says when
+    if not found:
         return nothing, nothing, "no time coordinate: nothing says when it is valid"
-    if not np.issubdtype(base.dtype, np.datetime64):
-        return nothing, nothing, _calendar_fault(base)
-    times = base.astype("datetime64[s]")[:, None]
-    lead = found.get(Axis.LEAD_TIME)
-    if lead is None:
-        valid_times = np.broadcast_to(times, nothing.shape)
-        reference = found.get(Axis.REFERENCE_TIME) if Axis.TIME in found else None
-        is_known = reference is not None and np.issubdtype(reference.dtype, np.datetime64)
-        init_times = reference.astype("datetime64[s]")[:, None] if is_known else times  # type: ignore[union-attr]
-        return np.broadcast_to(init_times, nothing.shape), valid_times, ""
-    if not np.issubdtype(lead.dtype, np.timedelta64):
-        return nothing, nothing, f"lead time {key_of[Axis.LEAD_TIME]} has no units of time"
-    init_times = np.broadcast_to(times, nothing.shape)
-    return init_times, init_times + lead.astype("timedelta64[s]")[None, :], ""
+    for times in found.values():
+        if not np.issubdtype(times.dtype, np.datetime64):
+            return nothing, nothing, _calendar_fault(times)
+    if lead is not None and not np.issubdtype(lead.dtype, np.timedelta64):
+        return nothing, nothing, f"lead time {keys[Axis.LEAD_TIME]} has no units of time"
+    return _settle_times(found, lead, nothing)
+
+
+def _settle_times(
+    clocks: dict[Axis, npt.NDArray[np.generic]],
+    lead: npt.NDArray[np.generic] | None,
+    nothing: npt.NDArray[np.datetime64],
+) -> tuple[npt.NDArray[np.datetime64], npt.NDArray[np.datetime64], str]:
+    """Init and valid times by what the coordinates say together.
+
+    `time` is the valid time beside a reference time (CF) or alone, and the initial time beside a
+    lead time or a coordinate named `valid_time`.
+    """
+    times = {axis: values.astype("datetime64[s]") for axis, values in clocks.items()}
+    init = times.get(Axis.REFERENCE_TIME)
+    valid = times.get(Axis.VALID_TIME)
+    if Axis.TIME in times and init is None and (valid is not None or lead is not None):
+        init = times[Axis.TIME]
+    elif Axis.TIME in times and valid is None:
+        valid = times[Axis.TIME]
+    span = lead.astype("timedelta64[s]") if lead is not None else None
+    if init is None:
+        assert valid is not None
+        return valid - span if span is not None else valid, valid, ""
+    if valid is None:
+        return init, init + span if span is not None else init, ""
+    if span is not None and not np.array_equal(init + span, valid):
+        at = tuple(np.argwhere(init + span != valid)[0])
+        return (
+            nothing,
+            nothing,
+            f"its times disagree: valid time {valid[at]}, but initial time {init[at]} and lead "
+            f"time {span[at].astype('timedelta64[h]')} make {(init + span)[at]}",
+        )
+    return init, valid, ""
+
+
+def _auxiliary_valid_time(array: xr.DataArray, dims: set[Hashable]) -> Hashable | None:
+    """A coordinate that gives the valid time along other dimensions of time."""
+    for key, coordinate in array.coords.items():
+        if axis_of(str(key), coordinate) is Axis.VALID_TIME and set(coordinate.dims) <= dims:
+            return key
+    return None
+
+
+def _over_times(
+    coordinate: xr.DataArray, lead_dim: Hashable, shape: tuple[int, int]
+) -> npt.NDArray[np.generic]:
+    """Values of a coordinate of time over all [T, L]."""
+    values = coordinate.values
+    has_leads = lead_dim in coordinate.dims
+    if has_leads:
+        values = np.moveaxis(values, coordinate.dims.index(lead_dim), -1)
+    return np.broadcast_to(values.reshape(-1, shape[1] if has_leads else 1), shape)
 
 
 def _calendar_fault(times: npt.NDArray[np.generic]) -> str:
@@ -340,6 +392,7 @@ def _selection(place: _Place, levels: int | list[int]) -> Selection:
         Axis.PRESSURE: levels,
         Axis.MODEL_LEVEL: levels,
         Axis.TIME: place.time,
+        Axis.VALID_TIME: place.time,
         Axis.REFERENCE_TIME: place.time,
         Axis.LEAD_TIME: place.lead,
         Axis.MEMBER: place.member,

@@ -25,6 +25,7 @@ class Axis(Enum):
     PRESSURE = "pressure"
     MODEL_LEVEL = "model level"
     TIME = "time"
+    VALID_TIME = "valid time"
     REFERENCE_TIME = "forecast reference time"
     LEAD_TIME = "lead time"
     MEMBER = "member"
@@ -47,7 +48,7 @@ _AXIS_BY_NAME = {
     "model_level": Axis.MODEL_LEVEL,
     "sigma": Axis.MODEL_LEVEL,
     "time": Axis.TIME,
-    "valid_time": Axis.TIME,
+    "valid_time": Axis.VALID_TIME,
     "init_time": Axis.REFERENCE_TIME,
     "forecast_reference_time": Axis.REFERENCE_TIME,
     "prediction_timedelta": Axis.LEAD_TIME,
@@ -152,6 +153,8 @@ def axis_of(name: str, coordinate: xr.DataArray | None) -> Axis:
         return Axis.LONGITUDE
     if standard_name.startswith("atmosphere_hybrid") or "sigma" in standard_name:
         return Axis.MODEL_LEVEL
+    if name.lower() == "valid_time":  # cfgrib may give both it and the initial time the name "time"
+        return Axis.VALID_TIME
     if standard_name in _AXIS_BY_STANDARD_NAME:
         return _AXIS_BY_STANDARD_NAME[standard_name]
     if coordinate is not None and np.issubdtype(coordinate.dtype, np.timedelta64):

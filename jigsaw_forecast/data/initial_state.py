@@ -15,19 +15,13 @@ from jigsaw_forecast.data.records import Axes, FieldRecord, Float32Array, Source
 from jigsaw_forecast.data.regrid import regrid as regrid_maps
 from jigsaw_forecast.data.selection import Choice, choose, list_times
 from jigsaw_forecast.errors import DataError
-from jigsaw_forecast.fields import GRAVITY_M_S2, Field
+from jigsaw_forecast.fields import GRAVITY_M_S2, WIND_COMPONENTS, Field
 from jigsaw_forecast.grid import Grid
 
 _log = logging.getLogger(__name__)
 
 # Two codings of one field may differ by a step of 16 bit packing, relative to its range.
 _DUPLICATE_TOLERANCE = 2e-5
-_VECTORS = (
-    "u_component_of_wind",
-    "v_component_of_wind",
-    "10m_u_component_of_wind",
-    "10m_v_component_of_wind",
-)
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class InitialStatePlan:
     """Where each field of an initial state comes from; reads any of them.
 
     Attributes:
-        source: The file or store.
+        source: The file or store; plans may share one.
         grid: The model's grid.
         source_axes: Axes of the source.
         is_regridded: Whether values are regridded.
@@ -90,11 +84,6 @@ class InitialStatePlan:
         self.choices = choices
         self.is_regridded = not source_axes.is_close(_axes_of(grid))
         self._check = _Check(plausible)
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes read from the source so far, headers included."""
-        return self.source.bytes_read
 
     def read(self, fields: Sequence[Field]) -> npt.NDArray[np.float32]:
         """Values of some of the planned fields.
@@ -129,7 +118,7 @@ class InitialStatePlan:
         if not self.is_regridded:
             return values
         axes = self.source_axes
-        is_vector = [field.variable in _VECTORS]
+        is_vector = [field.variable in WIND_COMPONENTS]
         maps = regrid_maps(values[None], axes.latitudes, axes.longitudes, self.grid, is_vector)
         return np.asarray(maps[0])
 

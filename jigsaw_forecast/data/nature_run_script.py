@@ -73,6 +73,8 @@ STATICS = {
     "land_sea_mask": ("1", "Land-sea mask (land fraction)", "land_area_fraction"),
     "geopotential_at_surface": ("m2 s-2", "Geopotential at surface", "surface_geopotential"),
 }
+# goes with everything made of the data
+NOTICE = "A simulated planet (jcm, SPEEDY physics at T31), not the Earth."
 FLAWS = (
     "not the Earth: a simulated planet with the Earth's coasts, mountains and seasons; "
     "polar-night stratosphere far too cold; atmosphere heavier than the Earth's; spectral (T31) "
@@ -442,7 +444,8 @@ def create_store(path: Path, recipe: dict[str, Any], num_times: int, version: st
         attributes={
             "title": "Nature run: simulated weather of a planet that is not the Earth",
             "source": f"jcm {version}, SPEEDY physics, T31, 8 levels, time step 30 minutes",
-            "warning": FLAWS,
+            "notice": NOTICE,
+            "known_flaws": FLAWS,
             "recipe": json.dumps(recipe),
             "seed": recipe["seed"],
             "jcm_version": version,

@@ -166,8 +166,9 @@ class StatisticsBuilder:
         sums[:, layout.fields] = variances[:split], tendencies
         diagnostic = np.zeros((3, layout.num_diagnostics))
         diagnostic[:, layout.diagnostics] = np.stack([means, variances, second])[:, split:]
-        for array in (full_map, sums, diagnostic):  # from_numpy shares memory with the array
-            all_reduce_sum(torch.from_numpy(array), (mesh.domain, mesh.tensor))
+        for array in (full_map, sums, diagnostic):
+            reduced = torch.from_numpy(array).to(mesh.device)
+            array[...] = all_reduce_sum(reduced, (mesh.domain, mesh.tensor)).cpu().numpy()
         diagnostic_variance = diagnostic[1] + diagnostic[2] - np.square(diagnostic[0])
         statistics = Statistics(
             *(

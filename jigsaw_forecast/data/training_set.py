@@ -20,6 +20,7 @@ from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.weather_mixer import Pieces
+from jigsaw_forecast.parallel.collectives import together
 from jigsaw_forecast.parallel.mesh import Mesh
 
 Array = npt.NDArray[np.float32]
@@ -27,7 +28,7 @@ Array = npt.NDArray[np.float32]
 TIMES_PER_READ = 120  # one shard of the nature run; 44 MB of 45 maps at 64x32
 READS_AHEAD = 2
 
-Progress = Callable[[int], object]  # called with the number of times just read
+Advance = Callable[[int], object]  # called with the number of times just read; may raise
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,17 @@ class Batch:
     states: torch.Tensor
     diagnostics: torch.Tensor
     forcings: torch.Tensor
+
+    def pinned(self) -> "Batch":
+        """A copy in page-locked memory, from which a GPU takes it while the CPU goes on."""
+        return Batch(*(part.pin_memory() for part in self._parts()))
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self._parts()))
+
+    def _parts(self) -> tuple[torch.Tensor, ...]:
+        return self.states, self.diagnostics, self.forcings
 
 
 class TrainingSet:
@@ -110,20 +122,22 @@ class TrainingSet:
         """How many starts have `num_steps` steps after them within the period."""
         return max(len(self.times) - num_steps * self.stride, 0)
 
-    def load(self, progress: Progress | None = None) -> None:
+    def load(self, advance: Advance | None = None) -> None:
         """Reads the whole piece into memory, float32, in physical units until `normalise`."""
         shape = (len(self.times), len(self.fields), self._rows.stop - self._rows.start)
         self._values = np.empty((*shape, self._store.grid.num_lon), dtype=np.float32)
         for part in self._parts():
             self._values[part] = self._read(self._indices[part])
-            if progress is not None:
-                progress(part.stop - part.start)
+            if advance is not None:
+                advance(part.stop - part.start)
 
-    def build_statistics(self, config: ModelConfig, mesh: Mesh) -> Statistics:
+    def build_statistics(
+        self, config: ModelConfig, mesh: Mesh, advance: Advance | None = None
+    ) -> Statistics:
         """Statistics over the whole period, the same on every rank; before `normalise`.
 
         Communication:
-            The all-reduces of `StatisticsBuilder.finish`.
+            The ranks agree that all have read, then the all-reduces of `StatisticsBuilder.finish`.
         """
         assert self._scale is None, "values are normalised already"
         weights = row_weights(self._store.grid)[self._rows]
@@ -134,9 +148,15 @@ class TrainingSet:
             self._store.grid.num_lon,
             self.stride,
         )
-        for part in self._parts():
+
+        def add_parts() -> None:
             loaded = self._values
-            builder.add(self._read(self._indices[part]) if loaded is None else loaded[part])
+            for part in self._parts():
+                builder.add(self._read(self._indices[part]) if loaded is None else loaded[part])
+                if advance is not None:
+                    advance(part.stop - part.start)
+
+        together(mesh, add_parts)
         layout = StatisticsLayout(
             names=(*config.fields, *config.diagnostics),
             num_fields=len(config.fields),

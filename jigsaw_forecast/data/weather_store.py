@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from jigsaw_forecast.data.zarr_store import is_consolidated
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import Field, plausible_range
 from jigsaw_forecast.grid import Grid
@@ -86,7 +87,7 @@ class WeatherStore:
         if not path.exists():
             raise DataError(f"{path}: missing: no such store")
         try:
-            self._data = xr.open_zarr(path, chunks=None, consolidated=_is_consolidated(path))
+            self._data = xr.open_zarr(path, chunks=None, consolidated=is_consolidated(path))
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{path}: not a readable zarr store: {error}") from error
         problems = _problems(self._data, fields)
@@ -209,14 +210,6 @@ class WeatherStore:
         ]
         if bad:
             raise DataError(f"{self.path}: missing or implausible values: {_shortened(bad)}")
-
-
-def _is_consolidated(path: Path) -> bool:
-    """Whether all metadata lies in one file; xarray warns when it is left to find out."""
-    version_3 = path / "zarr.json"
-    if version_3.is_file():
-        return '"consolidated_metadata"' in version_3.read_text(encoding="utf-8")
-    return (path / ".zmetadata").is_file()
 
 
 def _problems(data: xr.Dataset, fields: Sequence[Field]) -> list[str]:

@@ -54,7 +54,7 @@ class ZarrSource(ArraySource):
         try:
             dataset = xr.open_zarr(
                 self._store,
-                consolidated=_is_consolidated(path),
+                consolidated=is_consolidated(path),
                 chunks=None,
                 decode_timedelta=True,
                 mask_and_scale=True,
@@ -91,7 +91,8 @@ class ZarrSource(ArraySource):
         return values
 
 
-def _is_consolidated(path: Path) -> bool:
+def is_consolidated(path: Path) -> bool:
+    """Whether all metadata lies in one file; xarray warns where it is left to find out."""
     if (path / ".zmetadata").exists():
         return True
     try:

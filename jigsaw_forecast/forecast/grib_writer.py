@@ -1,7 +1,6 @@
 """GRIB 2 files: CCSDS packing, one message a field, each read back before it counts."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import IO
 
 import eccodes
@@ -10,7 +9,8 @@ import numpy.typing as npt
 
 from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.fields import Field, LevelType, Role, plausible_range
-from jigsaw_forecast.forecast.product import Maps, OutputSpec, Writer, reported
+from jigsaw_forecast.forecast.product import Maps, OutputSpec, Writer
+from jigsaw_forecast.forecast.staging import reported
 from jigsaw_forecast.state import State
 
 NO_CENTRE = "255"  # missing value of WMO common code table C-11
@@ -37,22 +37,16 @@ class GribWriter(Writer):
 
     The centre is missing (255) and there are no archive keys unless `--grib` gives them. Each
     message is decoded again and compared with what went in. Precipitation is the amount of the
-    last 6 hours, in kg m-2, and left out at lead time 0, where there is none.
+    last 6 hours, in kg m-2, and left out at lead time 0, where there is none. Keys of `--grib`
+    that are wrong are refused at opening, all of them in one message.
     """
 
-    def __init__(self, path: Path, spec: OutputSpec, *, overwrite: bool, is_creator: bool) -> None:
-        """Checks the keys and creates `NAME.partial`; other ranks open nothing.
+    _file: IO[bytes] | None = None
 
-        Raises:
-            OutputError: A key of `--grib` is wrong (all of them are listed), the name is taken or
-                in use, or the folder is not writable.
-        """
-        self._file: IO[bytes] | None = None
-        if is_creator:
-            check_grib_keys(spec)
-        super().__init__(path, spec, overwrite=overwrite, is_creator=is_creator)
+    def _open(self) -> None:
         if self._staging is not None:
-            with reported(path):
+            check_grib_keys(self.spec)
+            with reported(self.path):
                 self._file = self._staging.partial.open("wb")
 
     def _write(self, states: State, maps: Maps) -> None:

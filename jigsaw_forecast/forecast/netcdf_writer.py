@@ -1,7 +1,6 @@
 """netCDF 4 files with the dims and names of a forecast store, by the CF conventions."""
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 import netCDF4
@@ -14,7 +13,8 @@ from jigsaw_forecast.forecast.cf import (
     variable_attributes,
     variable_dims,
 )
-from jigsaw_forecast.forecast.product import Maps, OutputSpec, Writer, reported
+from jigsaw_forecast.forecast.product import Maps, Writer
+from jigsaw_forecast.forecast.staging import reported
 from jigsaw_forecast.state import State
 
 COMPRESSION_LEVEL: Final = 1  # zlib; higher levels cost much time for a few per cent
@@ -27,17 +27,12 @@ class NetcdfWriter(Writer):
     chunk. What is not written reads as NaN.
     """
 
-    def __init__(self, path: Path, spec: OutputSpec, *, overwrite: bool, is_creator: bool) -> None:
-        """Creates `NAME.partial` with all metadata; other ranks open nothing.
+    _dataset: netCDF4.Dataset | None = None
 
-        Raises:
-            OutputError: The name is taken or in use, or the folder is not writable.
-        """
-        super().__init__(path, spec, overwrite=overwrite, is_creator=is_creator)
-        self._dataset: netCDF4.Dataset | None = None
+    def _open(self) -> None:
         if self._staging is not None:
             # RuntimeError is how netCDF4 reports a failure inside of HDF5
-            with reported(path, RuntimeError):
+            with reported(self.path, RuntimeError):
                 self._dataset = netCDF4.Dataset(self._staging.partial, "w", format="NETCDF4")
                 self._define(self._dataset)
                 self._dataset.sync()

@@ -1,25 +1,32 @@
 """From `--output` to open writers: templates, kinds, and every reason to refuse at once."""
 
+import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from jigsaw_forecast.errors import OutputError
-from jigsaw_forecast.forecast.grib_writer import GribWriter
+from jigsaw_forecast.fields import Field, Role
+from jigsaw_forecast.forecast.grib_writer import GribWriter, check_grib_keys
 from jigsaw_forecast.forecast.netcdf_writer import NetcdfWriter
-from jigsaw_forecast.forecast.product import (
-    ONE_HOUR,
-    PARTIAL_SUFFIX,
-    OutputSpec,
-    Product,
-    Writer,
-    refusal,
-)
+from jigsaw_forecast.forecast.product import ONE_HOUR, OutputSpec, Product, Writer
+from jigsaw_forecast.forecast.staging import PARTIAL_SUFFIX, refusal
 from jigsaw_forecast.forecast.zarr_writer import ZarrWriter
 
-__all__ = ["OutputSpec", "Product", "Writer", "open_writer", "resolve_outputs"]
+__all__ = [
+    "OutputSpec",
+    "Product",
+    "Writer",
+    "check_keys",
+    "describe_unwritable",
+    "open_writer",
+    "resolve_outputs",
+]
+
+_log = logging.getLogger(__name__)
 
 _WRITERS: dict[str, type[Writer]] = {
     ".zarr": ZarrWriter,
@@ -35,32 +42,45 @@ def resolve_outputs(
     lead_times: Sequence[np.timedelta64],
     *,
     overwrite: bool = False,
+    fields: Sequence[Field] = (),
 ) -> list[Product]:
     """The products that the values of `--output` name, each with the times that it holds.
 
     `{init:%Y%m%d%H}` stands for the initial time and `{lead:03d}` for the lead time in hours.
     Times whose names are equal share a product, so a path without templates holds them all.
+    A GRIB product of diagnostic fields alone does not hold lead time 0, where they have no
+    value and GRIB has no message; it is not made where that leaves it without a lead time.
 
     Args:
         paths: Paths or templates; the suffix is the kind: `.zarr`, `.grib2`, `.grib` or `.nc`.
         init_times: Initial times of the run.
         lead_times: Lead times that will be written.
         overwrite: Whether products that exist may be replaced.
+        fields: Fields that will be written.
 
     Raises:
         OutputError: Unknown suffix or template, missing or unwritable folder, existing product,
-            or two outputs with one name; all of them in one message.
+            two outputs with one name, or a GRIB output without any lead time; all of them in one
+            message.
     """
     problems: list[str] = []
     products: list[Product] = []
     for text in paths:
         try:
-            products += _expand(text, init_times, lead_times)
+            expanded = _expand(text, init_times, lead_times)
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             problems.append(
                 f"output {text!r} is not a valid template ({error}); use {{init:%Y%m%d%H}} and "
                 "{lead:03d}"
             )
+            continue
+        kept = _with_values(expanded, fields)
+        if expanded and not kept:
+            problems.append(
+                f"output {text!r} would be empty: {', '.join(map(str, fields))} have no value at "
+                "lead time 0; add later lead times or other variables"
+            )
+        products += kept
     problems += _find_collisions(products)
     unwritable: dict[Path, str | None] = {}
     for product in products:
@@ -72,7 +92,7 @@ def resolve_outputs(
             )
             continue
         if path.parent not in unwritable:
-            unwritable[path.parent] = _describe_unwritable(path.parent)
+            unwritable[path.parent] = describe_unwritable(path.parent)
             if (reason := unwritable[path.parent]) is not None:
                 problems.append(f"output {path}: {reason}")
         if unwritable[path.parent] is None:
@@ -81,6 +101,21 @@ def resolve_outputs(
     if problems:
         raise OutputError("\n".join(dict.fromkeys(problems)))
     return products
+
+
+def check_keys(products: Sequence[Product], spec: OutputSpec) -> None:
+    """Refuses keys of `--grib` before the first GRIB product is opened.
+
+    Args:
+        products: All products of the run.
+        spec: What the run writes, with all of its times.
+
+    Raises:
+        OutputError: See `check_grib_keys`.
+    """
+    for product in products:
+        if _WRITERS[product.path.suffix] is GribWriter:
+            check_grib_keys(spec.narrowed(product))
 
 
 def open_writer(
@@ -121,6 +156,22 @@ def _expand(
     ]
 
 
+def _with_values(products: Sequence[Product], fields: Sequence[Field]) -> list[Product]:
+    """The products with the lead times of which they will hold a value."""
+    if not fields or any(field.spec.role is not Role.DIAGNOSTIC for field in fields):
+        return list(products)
+    kept = []
+    for product in products:
+        leads = product.lead_times
+        if _WRITERS.get(product.path.suffix) is GribWriter:
+            leads = tuple(lead for lead in leads if lead)
+        if leads:
+            kept.append(replace(product, lead_times=leads))
+        else:
+            _log.info("no %s: none of its variables has a value at lead time 0", product.path)
+    return kept
+
+
 def _find_collisions(products: Sequence[Product]) -> list[str]:
     # every name that a product uses on its way belongs to it alone
     owners: dict[Path, Path] = {}
@@ -135,7 +186,8 @@ def _find_collisions(products: Sequence[Product]) -> list[str]:
     return problems
 
 
-def _describe_unwritable(folder: Path) -> str | None:
+def describe_unwritable(folder: Path) -> str | None:
+    """Why no file can be made in a folder, or None; tries it."""
     if not folder.exists():
         return f"missing folder {folder}; create it first"
     if not folder.is_dir():

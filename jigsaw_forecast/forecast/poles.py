@@ -5,16 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from jigsaw_forecast.fields import Field
-
-WIND_COMPONENTS = frozenset(
-    {
-        "u_component_of_wind",
-        "v_component_of_wind",
-        "10m_u_component_of_wind",
-        "10m_v_component_of_wind",
-    }
-)
+from jigsaw_forecast.fields import WIND_COMPONENTS, Field
 
 
 def restore_south_pole(data: torch.Tensor, fields: Sequence[Field]) -> torch.Tensor:

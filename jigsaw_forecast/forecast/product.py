@@ -1,32 +1,31 @@
-"""What a forecast product is: its specification, its staging beside the final name, its writer.
+"""What a forecast product is: its specification and its writer.
 
-A product is written as `NAME.partial` and takes its name only when it is whole. While a run
-lives it holds a lock on `.NAME.lock`, so that a second run on the same name is refused.
+A product is written as `NAME.partial` and takes its name only when it is whole. While it is open
+a lock on `.NAME.lock` is held, so that a second run on the same name is refused.
 """
 
-import errno
-import fcntl
-import os
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.fields import Field
+from jigsaw_forecast.forecast.staging import Staging
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.state import State
 
-PARTIAL_SUFFIX = ".partial"
 ONE_HOUR = np.timedelta64(1, "h")
 
 Unit = tuple[Field, ...]
 Maps = npt.NDArray[np.float32]
+Times = tuple[np.datetime64, np.timedelta64]
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,14 @@ class Product:
     path: Path
     init_times: tuple[np.datetime64, ...]
     lead_times: tuple[np.timedelta64, ...]
+
+    def holds(self, init_time: np.datetime64, lead_time: np.timedelta64) -> bool:
+        """Whether a lead time of an initial time is part of this product."""
+        return _in_seconds(init_time, lead_time) in self._times
+
+    @cached_property
+    def _times(self) -> dict[Times, None]:
+        return _all_times(self.init_times, self.lead_times)
 
 
 @dataclass(frozen=True)
@@ -93,129 +100,6 @@ class OutputSpec:
         return tuple(int(lead / ONE_HOUR) for lead in self.lead_times)
 
 
-def refusal(path: Path, *, overwrite: bool) -> str | None:
-    """Why nothing may be written under a final name, or None; does not test the folder.
-
-    Only what a run could have written is ever replaced: a file by a file, a zarr store by a
-    zarr store.
-    """
-    if not os.path.lexists(path):
-        return None
-    is_store = path.suffix == ".zarr"
-    if is_store and not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
-        return f"{path} exists and is not a zarr store; choose another name"
-    if not is_store and path.is_dir():
-        return f"{path} is a folder; choose another name"
-    if not overwrite:
-        return f"{path} exists; add --overwrite to replace it, or choose another name"
-    return None
-
-
-@contextmanager
-def reported(path: Path, *also: type[Exception]) -> Iterator[None]:
-    """Turns a failure of the file system into an `OutputError` that names file and reason.
-
-    Args:
-        path: The final name of the product.
-        also: Further exceptions with which a library reports a failure to write.
-    """
-    failures: tuple[type[Exception], ...] = (OSError, *also)
-    try:
-        yield
-    except failures as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason += "; free some space or choose another --output"
-        raise OutputError(f"cannot write {path}: {reason}") from error
-
-
-class Staging:
-    """The way of one product from `NAME.partial` to `NAME`, under a lock."""
-
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
-        """Takes the lock and clears what an earlier, dead run left under `NAME.partial`.
-
-        Raises:
-            OutputError: The name is taken, another run writes it, or the folder is not writable.
-        """
-        self.path = path
-        self.partial = path.with_name(path.name + PARTIAL_SUFFIX)
-        self.overwrite = overwrite
-        self._lock_path = path.with_name(f".{path.name}.lock")
-        self._old = path.with_name(f".{path.name}.old")
-        self._lock_fd: int | None = None
-        with reported(path):
-            self._take_lock()
-            reason = refusal(path, overwrite=overwrite)
-            if reason is not None:
-                self.release()
-                raise OutputError(reason)
-            if os.path.lexists(self._old) and not os.path.lexists(path):
-                os.rename(self._old, path)  # a run died between the two renames of publish
-            _remove(self.partial)
-
-    def publish(self) -> None:
-        """Gives the finished product its name; an old one is replaced only now.
-
-        Raises:
-            OutputError: The name has been taken in the meantime, or renaming fails.
-        """
-        reason = refusal(self.path, overwrite=self.overwrite)
-        if reason is not None:
-            raise OutputError(f"{reason}; the finished product is {self.partial}")
-        with reported(self.path):
-            if self.partial.is_dir() and os.path.lexists(self.path):
-                _remove(self._old)
-                os.rename(self.path, self._old)
-                try:
-                    os.rename(self.partial, self.path)
-                except OSError:
-                    os.rename(self._old, self.path)
-                    raise
-                _remove(self._old)
-            else:
-                os.replace(self.partial, self.path)
-        self.release()
-
-    def discard(self) -> None:
-        """Removes `NAME.partial`; what has the final name stays."""
-        with reported(self.path):
-            _remove(self.partial)
-
-    def release(self) -> None:
-        """Gives the lock up; harmless when repeated."""
-        if self._lock_fd is not None:
-            with suppress(OSError):
-                os.unlink(self._lock_path)
-            os.close(self._lock_fd)
-            self._lock_fd = None
-
-    def _take_lock(self) -> None:
-        while self._lock_fd is None:
-            lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock_fd)
-                raise OutputError(
-                    f"{self.path} is being written by another run; wait for it to end or choose "
-                    "another --output"
-                ) from None
-            except OSError as error:
-                # file systems without locks (some network mounts) leave runs unguarded
-                if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
-                    os.close(lock_fd)
-                    raise
-            try:
-                is_current = os.fstat(lock_fd).st_ino == os.stat(self._lock_path).st_ino
-            except FileNotFoundError:
-                is_current = False
-            if is_current:
-                self._lock_fd = lock_fd
-            else:  # the previous owner removed the file after it was opened here
-                os.close(lock_fd)
-
-
 class Writer(ABC):
     """Writes one product, lead time by lead time; knows nothing of ranks but who creates.
 
@@ -225,32 +109,39 @@ class Writer(ABC):
     Attributes:
         path: Final name of the product.
         spec: What it holds.
+        is_creator: Whether this process creates and finishes the product.
+        is_open_on_all_ranks: Whether every rank writes into products of this kind.
         bytes_written: Bytes that this process has written so far.
     """
 
+    is_open_on_all_ranks: ClassVar[bool] = False
     bytes_written: int
 
     def __init__(self, path: Path, spec: OutputSpec, *, overwrite: bool, is_creator: bool) -> None:
-        """Takes the product's name (creator only); the children then create or open the file.
+        """Creates `NAME.partial`, or opens it; leaves nothing behind where that fails.
 
         Raises:
-            OutputError: See `Staging`.
+            OutputError: See `Staging`, and `_open` of each kind.
         """
         self.path = path
         self.spec = spec
+        self.is_creator = is_creator
         self.bytes_written = 0
-        self._done: set[tuple[np.datetime64, np.timedelta64]] = set()
-        self._staging = Staging(path, overwrite=overwrite) if is_creator else None
+        self._times = _all_times(spec.init_times, spec.lead_times)
+        self._done: set[Times] = set()
+        self._is_whole = False
+        self._staging: Staging | None = None
+        if is_creator or self.is_open_on_all_ranks:
+            self._staging = Staging(path, overwrite=overwrite, joins=not is_creator)
+        try:
+            self._open()
+        except BaseException:
+            self.abort()
+            raise
 
-    @property
-    def is_creator(self) -> bool:
-        """Whether this process creates and finishes the product."""
-        return self._staging is not None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all lead times of all initial times are marked as done."""
-        return len(self._done) == len(self.spec.init_times) * len(self.spec.lead_times)
+    def holds(self, init_time: np.datetime64, lead_time: np.timedelta64) -> bool:
+        """Whether a lead time of an initial time is part of this product."""
+        return _in_seconds(init_time, lead_time) in self._times
 
     def units(self) -> list[Unit]:
         """Groups of fields that one rank writes together; here all fields are one group."""
@@ -271,8 +162,8 @@ class Writer(ABC):
     def mark_done(self, init_time: np.datetime64, lead_time: np.timedelta64) -> None:
         """Records that all units of a lead time are written by all ranks; creator only."""
         assert self.is_creator, "only the creator marks lead times as done"
-        key = (init_time.astype("datetime64[s]"), lead_time.astype("timedelta64[s]"))
-        assert key in self._all_times(), f"lead time {key} is not part of {self.path}"
+        key = _in_seconds(init_time, lead_time)
+        assert key in self._times, f"lead time {key} is not part of {self.path}"
         self._done.add(key)
         self._record_done()
 
@@ -282,34 +173,35 @@ class Writer(ABC):
         Raises:
             OutputError: Lead times are not done, or the disk does not allow it.
         """
-        if self._staging is None:
+        if not self.is_creator:
             self._close()
+            if self._staging is not None:
+                self._staging.release()
             return
-        lacking = [key for key in self._all_times() if key not in self._done]
+        lacking = [key for key in self._times if key not in self._done]
         if lacking:
             listed = ", ".join(f"{init} +{lead // ONE_HOUR} h" for init, lead in lacking[:10])
             more = f" and {len(lacking) - 10} more" if len(lacking) > 10 else ""
             raise OutputError(f"{self.path} is not whole; missing {listed}{more}")
         self._seal()
         self._close()
+        self._is_whole = True
+        assert self._staging is not None
         self._staging.publish()
 
     def abort(self) -> None:
-        """Closes without touching the final name; keeps `NAME.partial` if a lead time is done."""
+        """Closes and removes `NAME.partial`; what has the final name stays.
+
+        A product that is whole and only failed to get its name is kept as `NAME.partial`.
+        Harmless when repeated and after `finish`.
+        """
         with suppress(OutputError):
             self._close()
         if self._staging is not None:
-            if not self._done:
-                with suppress(OutputError):
-                    self._staging.discard()
-            self._staging.release()
-
-    def _all_times(self) -> list[tuple[np.datetime64, np.timedelta64]]:
-        return [
-            (init.astype("datetime64[s]"), lead.astype("timedelta64[s]"))
-            for init in self.spec.init_times
-            for lead in self.spec.lead_times
-        ]
+            if self._is_whole:
+                self._staging.release()
+            else:
+                self._staging.discard()
 
     def _check(self, states: State) -> None:
         expected = (len(states.fields), self.spec.grid.num_lat, self.spec.grid.num_lon)
@@ -318,7 +210,7 @@ class Writer(ABC):
                 f"writer of {self.spec.grid.name} maps got {states.grid.name} with shape "
                 f"{tuple(states.data.shape)}"
             )
-        if (states.init_time, states.lead_time) not in self._all_times():
+        if not self.holds(states.init_time, states.lead_time):
             raise ValueError(
                 f"{states.init_time} +{states.lead_hours} h is not part of {self.path}"
             )
@@ -326,6 +218,10 @@ class Writer(ABC):
         parts = [unit for unit in self.units() if held & set(unit)]
         if {field for unit in parts for field in unit} != held:
             raise ValueError(f"fields {', '.join(map(str, states.fields))} are not whole units")
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Creates `NAME.partial` (creator) or opens it (other ranks, where they write)."""
 
     @abstractmethod
     def _write(self, states: State, maps: Maps) -> None:
@@ -342,8 +238,13 @@ class Writer(ABC):
         """Completes metadata before closing."""
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _in_seconds(init_time: np.datetime64, lead_time: np.timedelta64) -> Times:
+    # equal times of different units have different hashes
+    return init_time.astype("datetime64[s]"), lead_time.astype("timedelta64[s]")
+
+
+def _all_times(
+    init_times: Sequence[np.datetime64], lead_times: Sequence[np.timedelta64]
+) -> dict[Times, None]:
+    """Every initial time with every lead time, in order."""
+    return dict.fromkeys(_in_seconds(init, lead) for init in init_times for lead in lead_times)

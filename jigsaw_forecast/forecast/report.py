@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jigsaw_forecast.errors import OutputError
-from jigsaw_forecast.parallel.collectives import gather_texts
+from jigsaw_forecast.parallel.collectives import gather_texts, together
 from jigsaw_forecast.parallel.mesh import Mesh
 
 PHASES = ("start", "load", "read", "rollout", "write")
@@ -90,8 +90,12 @@ class RunMeter:
             for axis, kinds in self._received.items()
         }
         ranks = [json.loads(text) for text in gather_texts(self.mesh, json.dumps(asdict(own)))]
+        together(self.mesh, lambda: self._save(path, header, ranks))
+
+    def _save(self, path: Path, header: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
         if self.mesh.rank != 0:
             return
+        steps = max(self.num_steps, 1)
         total = self.seconds["start"] + time.perf_counter() - self._began
         report = header | {
             "flops_per_step": sum(rank.pop("flops_per_step") for rank in ranks),

@@ -1,12 +1,10 @@
 """The operational run: checkpoint and initial conditions in, forecast products out."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,36 +12,35 @@ import torch
 from jigsaw_forecast import __version__
 from jigsaw_forecast.checkpoint.format import find_checkpoint, read_manifest
 from jigsaw_forecast.checkpoint.load import LoadedModel, load_checkpoint
-from jigsaw_forecast.data.source import InitialStatePlan, open_source, plan_initial_state
-from jigsaw_forecast.errors import DataError, ForecastError, MeshError
-from jigsaw_forecast.fields import Field, parse_fields
-from jigsaw_forecast.forecast.exchange import (
-    assign_units,
-    bands_to_maps,
-    fields_to_read,
-    held_fields,
-    maps_to_bands,
+from jigsaw_forecast.data.source import (
+    InitialStatePlan,
+    Source,
+    open_source,
+    plan_initial_state,
 )
+from jigsaw_forecast.errors import DataError, ForecastError, OutputError, StoppedError
+from jigsaw_forecast.fields import Field, parse_fields
+from jigsaw_forecast.forecast.exchange import fields_to_read, held_fields, maps_to_bands
 from jigsaw_forecast.forecast.output import (
     OutputSpec,
     Product,
-    Writer,
-    open_writer,
+    check_keys,
+    describe_unwritable,
     resolve_outputs,
 )
 from jigsaw_forecast.forecast.report import RunMeter
 from jigsaw_forecast.forecast.rollout import make_forcings, rollout
+from jigsaw_forecast.forecast.writing import Products
 from jigsaw_forecast.log import Progress
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.weather_mixer import sample_pieces
-from jigsaw_forecast.parallel.collectives import gather_texts
-from jigsaw_forecast.parallel.mesh import Mesh, close_mesh, make_mesh
+from jigsaw_forecast.parallel.collectives import together
+from jigsaw_forecast.parallel.mesh import Mesh, choose_device, close_mesh, make_mesh
 from jigsaw_forecast.state import State
 
 _log = logging.getLogger(__name__)
 DEFAULT_INPUT = "initial.zarr"
 REMOTE_SOURCES = ("open-data:", "mars:", "cds:")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -90,12 +87,7 @@ def run_forecast(request: RunRequest) -> None:
     folder = find_checkpoint(request.checkpoint)
     config = read_manifest(folder).architecture
     config.check_mesh(request.mesh.get("domain", 1), request.mesh.get("tensor", 1))
-    if request.mesh.get("data", 1) > 1:
-        raise MeshError(
-            f"data={request.mesh['data']}: a run is cut over domain and tensor only; "
-            "start one run for each initial time"
-        )
-    mesh = make_mesh(request.mesh, _device(request.device))
+    mesh = make_mesh(request.mesh, choose_device(request.device))
     try:
         _run(request, folder, config, mesh)
     finally:
@@ -113,13 +105,15 @@ def _run(request: RunRequest, folder: Path, config: ModelConfig, mesh: Mesh) -> 
             request.init_times,
             schedule.lead_times,
             overwrite=request.overwrite,
+            fields=fields,
         ),
     )
+    together(mesh, lambda: _check_side_files(request))
     with meter.phase("read"):
-        plans = together(mesh, lambda: _plan_inputs(request, folder, config))
+        source, plans = together(mesh, lambda: _plan_inputs(request, folder, config))
     with meter.phase("load"):
         dtype = getattr(torch, request.precision)
-        loaded = together(mesh, lambda: load_checkpoint(folder, mesh, dtype))
+        loaded = load_checkpoint(folder, mesh, dtype)
         if request.weights == "resident":
             loaded.model.make_resident()
     meter.ranks.parameter_bytes = sum(
@@ -143,19 +137,16 @@ def _run(request: RunRequest, folder: Path, config: ModelConfig, mesh: Mesh) -> 
         attributes=_attributes(request, loaded),
         grib_keys=request.grib_keys,
     )
-    with _open_products(mesh, products, spec, request.overwrite) as writers:
+    together(mesh, lambda: check_keys(products, spec))
+    with Products(mesh, products, spec, overwrite=request.overwrite) as written:
         total = schedule.num_steps * len(request.init_times)
         with Progress("forecast", total) as progress:
             for init_time in request.init_times:
                 with meter.phase("read"):
                     initial = _read_initial_state(config, mesh, plans[init_time], init_time)
-                _forecast(loaded, initial, schedule, writers, meter, progress)
-        with meter.phase("write"):
-            _finish(mesh, writers)
-    meter.ranks.input_bytes_read = sum(plan.bytes_read for plan in plans.values())
-    meter.ranks.output_bytes_written = sum(writer.bytes_written for writer in writers)
-    for product in products:
-        _log.info("wrote %s", product.path)
+                _forecast(loaded, initial, schedule, written, meter, progress)
+    meter.ranks.input_bytes_read = source.bytes_read
+    meter.ranks.output_bytes_written = written.num_bytes_written
     if request.plot is not None:
         together(mesh, lambda: _draw(request, products[0], loaded) if mesh.rank == 0 else None)
     if request.report is not None:
@@ -174,116 +165,45 @@ def _forecast(
     loaded: LoadedModel,
     initial: State,
     schedule: _Schedule,
-    writers: Sequence[Writer],
+    products: Products,
     meter: RunMeter,
     progress: Progress,
 ) -> None:
     """Rolls one initial state out and writes each lead time as it comes."""
+    config, mesh = loaded.manifest.architecture, loaded.model.mesh
     if np.timedelta64(0, "s") in schedule.lead_times:
         with meter.phase("write"):
-            _write(loaded, initial, writers)
+            products.write(config, initial)
     states = rollout(loaded, make_forcings(loaded), initial, schedule.num_steps)
     for _ in range(schedule.num_steps):
         with meter.step():
             state = next(states)
+        together(mesh, partial(_check_finite, state))
         if state.lead_time in schedule.lead_times:
             with meter.phase("write"):
-                _write(loaded, state, writers)
+                products.write(config, state)
         progress.advance(note=f"lead time {state.lead_hours} h")
 
 
-def _write(loaded: LoadedModel, state: State, writers: Sequence[Writer]) -> None:
-    """Turns bands into whole maps, lets each rank write its own, and marks the time as done."""
-    mesh, config = loaded.model.mesh, loaded.manifest.architecture
-    for writer in writers:
-        key = (state.init_time, state.lead_time)
-        if key not in {
-            (init.astype("datetime64[s]"), lead.astype("timedelta64[s]"))
-            for init in writer.spec.init_times
-            for lead in writer.spec.lead_times
-        }:
-            continue
-        owners = assign_units(writer.units(), mesh.model.size)
-        maps = bands_to_maps(config, mesh, state, owners)
-
-        def write_own(writer: Writer = writer, maps: State = maps) -> None:
-            if maps.fields:
-                writer.write(maps)
-
-        def mark_done(writer: Writer = writer) -> None:
-            if writer.is_creator:
-                writer.mark_done(state.init_time, state.lead_time)
-
-        together(mesh, write_own)
-        together(mesh, mark_done)
-
-
-def _finish(mesh: Mesh, writers: Sequence[Writer]) -> None:
-    """Closes every product on all ranks, then gives each its name on the rank that made it."""
-
-    def finish_as(is_creator: bool) -> None:
-        for writer in writers:
-            if writer.is_creator == is_creator:
-                writer.finish()
-
-    together(mesh, lambda: finish_as(False))
-    together(mesh, lambda: finish_as(True))
-
-
-def together(mesh: Mesh, action: Callable[[], Result]) -> Result:
-    """Runs an action on every rank; where it fails on any, all raise the same error.
+def _check_finite(state: State) -> None:
+    """Stops a rollout that has left the real numbers: what follows could only be worse.
 
     Raises:
-        ForecastError: The first failing rank's kind of error, with every different message.
-
-    Communication:
-        One gather of texts over all ranks.
+        StoppedError: Names the fields and the lead time.
     """
-    failure: ForecastError | None = None
-    result: Result | None = None
-    try:
-        result = action()
-    except ForecastError as error:
-        failure = error
-    texts = [text for text in gather_texts(mesh, str(failure) if failure else "") if text]
-    if texts:
-        kind = type(failure) if failure else ForecastError
-        raise kind("\n".join(dict.fromkeys(texts))) from failure
-    return result  # type: ignore[return-value]  # no failure: the action returned
-
-
-@contextmanager
-def _open_products(
-    mesh: Mesh, products: Sequence[Product], spec: OutputSpec, overwrite: bool
-) -> Iterator[list[Writer]]:
-    """The writers of all products; the creator's first, and aborted where the run fails."""
-    writers: list[Writer] = []
-
-    def open_all(is_creator: bool) -> None:
-        for product in products:
-            writers.append(
-                open_writer(
-                    product.path,
-                    spec.narrowed(product),
-                    overwrite=overwrite,
-                    is_creator=is_creator,
-                )
-            )
-
-    try:
-        together(mesh, lambda: open_all(True) if mesh.rank == 0 else None)
-        together(mesh, lambda: open_all(False) if mesh.rank != 0 else None)
-        yield writers
-    except BaseException:
-        for writer in writers:
-            writer.abort()
-        raise
+    is_finite = state.data.isfinite().flatten(1).all(1).tolist()
+    lost = [str(field) for field, good in zip(state.fields, is_finite, strict=True) if not good]
+    if lost:
+        raise StoppedError(
+            f"the forecast from {state.init_time} is not finite at lead time {state.lead_hours} h: "
+            f"{', '.join(lost)}; the model or its input is not sound"
+        )
 
 
 def _plan_inputs(
     request: RunRequest, folder: Path, config: ModelConfig
-) -> dict[np.datetime64, InitialStatePlan]:
-    """A checked plan for every initial time; reads headers only."""
+) -> tuple[Source, dict[np.datetime64, InitialStatePlan]]:
+    """The opened input and a checked plan for every initial time; reads headers only."""
     if request.input is not None and request.input.startswith(REMOTE_SOURCES):
         raise DataError(
             f"--input {request.input}: remote sources are not supported; download the file and "
@@ -293,7 +213,7 @@ def _plan_inputs(
     source = open_source(path)
     manifest = read_manifest(folder)
     plausible = {field: manifest.plausible[field.short_name] for field in config.prognostic_fields}
-    return {
+    return source, {
         init_time: plan_initial_state(
             source,
             config.prognostic_fields,
@@ -326,6 +246,20 @@ def _read_initial_state(
     )
 
 
+def _check_side_files(request: RunRequest) -> None:
+    """Refuses a report or picture that could not be written after the forecast.
+
+    Raises:
+        OutputError: Names each.
+    """
+    problems = []
+    for option, path in (("--report", request.report), ("--plot", request.plot)):
+        if path is not None and (reason := describe_unwritable(path.parent)) is not None:
+            problems.append(f"{option} {path}: {reason}")
+    if problems:
+        raise OutputError("\n".join(problems))
+
+
 def _make_schedule(request: RunRequest, config: ModelConfig) -> _Schedule:
     step = np.timedelta64(config.step_hours, "h")
     frequency = request.output_frequency or step
@@ -337,11 +271,14 @@ def _make_schedule(request: RunRequest, config: ModelConfig) -> _Schedule:
     ]
     if problems:
         raise ForecastError("\n".join(problems))
+    if request.lead_time % frequency:
+        raise ForecastError(
+            f"--output-frequency {frequency.astype('timedelta64[h]')} does not divide --lead-time "
+            f"{request.lead_time.astype('timedelta64[h]')}: the last steps would be lost"
+        )
     num_steps = int(request.lead_time / step)
     stride = int(frequency / step)
     steps = range(stride, num_steps + 1, stride)
-    if not steps:
-        raise ForecastError("--output-frequency is longer than --lead-time: nothing to write")
     leads = [index * step for index in steps]
     if request.write_initial_state:
         leads.insert(0, 0 * step)
@@ -375,11 +312,3 @@ def _attributes(request: RunRequest, loaded: LoadedModel) -> dict[str, str]:
     if manifest.notice:
         attributes["notice"] = manifest.notice
     return attributes
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ForecastError("--device cuda: no CUDA device is available; use --device cpu")
-    return name

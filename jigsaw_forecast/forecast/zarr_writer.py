@@ -14,7 +14,6 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.cf import (
     coordinates,
@@ -22,15 +21,8 @@ from jigsaw_forecast.forecast.cf import (
     variable_attributes,
     variable_dims,
 )
-from jigsaw_forecast.forecast.product import (
-    ONE_HOUR,
-    PARTIAL_SUFFIX,
-    Maps,
-    OutputSpec,
-    Unit,
-    Writer,
-    reported,
-)
+from jigsaw_forecast.forecast.product import ONE_HOUR, Maps, Unit, Writer
+from jigsaw_forecast.forecast.staging import PARTIAL_SUFFIX, reported
 from jigsaw_forecast.state import State
 
 PROGRESS_NAME = "progress.json"
@@ -43,22 +35,19 @@ class ZarrWriter(Writer):
 
     Chunks hold one initial time, one lead time and one map at 1 degree and finer, all levels of
     a variable on coarser grids. Each is compressed without loss and sealed with a crc32c. What
-    is not written reads as NaN, and `finished_lead_times` tells it from NaN that was written.
+    is not written reads as NaN; `progress.json`, and in the end an attribute of the store, tells
+    it from NaN that was written.
     """
 
-    def __init__(self, path: Path, spec: OutputSpec, *, overwrite: bool, is_creator: bool) -> None:
-        """Creates `NAME.partial` with all metadata, or opens it.
+    is_open_on_all_ranks = True
 
-        Raises:
-            OutputError: The name is taken or in use, or the folder is not writable.
-        """
-        super().__init__(path, spec, overwrite=overwrite, is_creator=is_creator)
-        self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    def _open(self) -> None:
+        self._partial = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
         self._store = _CountingStore(self._partial)
-        with reported(path), _quiet_consolidation():
-            if is_creator:
+        with reported(self.path), _quiet_consolidation():
+            if self.is_creator:
                 self._group = zarr.create_group(
-                    self._store, zarr_format=3, attributes=global_attributes(spec)
+                    self._store, zarr_format=3, attributes=global_attributes(self.spec)
                 )
                 self._create_coordinates()
                 self._create_variables()
@@ -66,7 +55,7 @@ class ZarrWriter(Writer):
                 self._record_done()
             else:
                 self._group = zarr.open_group(self._store, mode="r+", use_consolidated=False)
-            self._arrays = {variable: self._open(variable) for variable in spec.variables}
+            self._arrays = {name: self._open_array(name) for name in self.spec.variables}
         self._count()
 
     def units(self) -> list[Unit]:
@@ -136,7 +125,7 @@ class ZarrWriter(Writer):
                 attributes=dict(variable_attributes(variable)),
             )
 
-    def _open(self, variable: str) -> zarr.Array[Any]:
+    def _open_array(self, variable: str) -> zarr.Array[Any]:
         array = self._group[variable]
         assert isinstance(array, zarr.Array)
         # a map that is NaN throughout is then told from one that was never written
@@ -188,27 +177,6 @@ class _CountingStore(LocalStore):
     async def set(self, key: str, value: Buffer) -> None:
         await super().set(key, value)
         self.num_bytes_set += len(value)
-
-
-def finished_lead_times(path: Path) -> set[tuple[np.datetime64, np.timedelta64]]:
-    """The initial and lead times that are whole in a forecast store, finished or partial.
-
-    Args:
-        path: `NAME` or `NAME.partial`.
-
-    Raises:
-        OutputError: The folder holds no record of what is done.
-    """
-    try:
-        progress = path / PROGRESS_NAME
-        if progress.exists():
-            pairs = json.loads(progress.read_text(encoding="utf-8"))["finished"]
-        else:
-            metadata = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-            pairs = metadata["attributes"][FINISHED_ATTRIBUTE]
-    except (OSError, KeyError, ValueError) as error:
-        raise OutputError(f"{path} has no record of finished lead times: {error}") from error
-    return {(np.datetime64(init, "s"), np.timedelta64(hours * 3600, "s")) for init, hours in pairs}
 
 
 @contextmanager

@@ -6,7 +6,6 @@ The model's shape is written here once; how each product runs on a mesh is in
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +32,10 @@ Tensor = torch.Tensor
 _OVER_DOMAIN_THEN_TENSOR = (Cut(0, "domain"),), (Cut(0, "tensor"),)
 _OVER_TENSOR_THEN_DOMAIN = (Cut(0, "tensor"),), (Cut(0, "domain"),)
 _STORED_OVER_BOTH = (), (Cut(0, "tensor"), Cut(0, "domain"))
+# Field groups are cut with the larger parts first, these two with the larger parts last, so that
+# the ranks' sums stay even; the sample and the weights must agree on it.
+FORCINGS_LARGER_LAST = True
+DIAGNOSTICS_LARGER_LAST = True
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,7 @@ class Pieces:
 
 
 def sample_pieces(config: ModelConfig, mesh: Mesh) -> Pieces:
-    """The part of the sample that this rank holds.
-
-    Larger field groups come first, larger groups of forcings and diagnostics last, so that the
-    sums stay even.
-    """
+    """The part of the sample that this rank holds."""
     tensor, domain = mesh.tensor, mesh.domain
     token_rows = split_range(config.token_rows, domain.size, domain.index)
 
@@ -60,8 +59,8 @@ def sample_pieces(config: ModelConfig, mesh: Mesh) -> Pieces:
 
     return Pieces(
         fields=group(len(config.fields), larger_last=False),
-        diagnostics=group(len(config.diagnostics), larger_last=True),
-        forcings=group(len(config.forcings), larger_last=True),
+        diagnostics=group(len(config.diagnostics), larger_last=DIAGNOSTICS_LARGER_LAST),
+        forcings=group(len(config.forcings), larger_last=FORCINGS_LARGER_LAST),
         rows=slice(token_rows.start * config.patch[0], token_rows.stop * config.patch[0]),
         token_rows=token_rows,
     )
@@ -213,10 +212,9 @@ class PatchEmbed(ShardedModule):
         self.add_piece(
             "state", Layout((c, num_fields, num_points), (Cut(1, "tensor"),), stored), std=std
         )
+        forcing_cut = Cut(1, "tensor", FORCINGS_LARGER_LAST)
         self.add_piece(
-            "forcing",
-            Layout((c, num_forcings, num_points), (Cut(1, "tensor", larger_last=True),), stored),
-            std=std,
+            "forcing", Layout((c, num_forcings, num_points), (forcing_cut,), stored), std=std
         )
         self.add_piece("bias", Layout((c,), *_OVER_TENSOR_THEN_DOMAIN))
         self.add_piece(
@@ -273,7 +271,7 @@ class PatchHead(ShardedModule):
         num_points = config.window[0] * config.window[1]
         c = config.channels
         stored = (Cut(2, "domain"),)
-        state_cut, diagnostic_cut = Cut(0, "tensor"), Cut(0, "tensor", larger_last=True)
+        state_cut, diagnostic_cut = Cut(0, "tensor"), Cut(0, "tensor", DIAGNOSTICS_LARGER_LAST)
         self.add_piece("norm_scale", Layout((c,), *_STORED_OVER_BOTH), fill=1.0)
         self.add_piece("norm_shift", Layout((c,), *_STORED_OVER_BOTH))
         self.add_piece("state", Layout((len(config.fields), num_points, c), (state_cut,), stored))
@@ -347,18 +345,6 @@ class PatchHead(ShardedModule):
         return count.to(torch.float32).to(self.mesh.device)
 
 
-class Deviations(Protocol):
-    """Standard deviations of all prognostic fields' anomalies and tendencies, each [F]."""
-
-    @property
-    def std(self) -> npt.NDArray[np.float32]:
-        """Of the anomalies."""
-
-    @property
-    def tendency_std(self) -> npt.NDArray[np.float32]:
-        """Of the change over one step."""
-
-
 class WeatherMixer(nn.Module):
     """One model step on this rank's piece of the normalised state.
 
@@ -425,10 +411,12 @@ class WeatherMixer(nn.Module):
         scale = self.tendency_scale[:, None, None]
         return torch.addcmul(state * keep, tendency, scale), diagnostics
 
-    def set_statistics(self, statistics: Deviations) -> None:
-        """Sets the scale of the tendencies from the deviations of the training data."""
-        scale = torch.as_tensor(statistics.tendency_std) / torch.as_tensor(statistics.std)
-        self.tendency_scale.copy_(scale[self.pieces.fields])
+    def set_tendency_scale(
+        self, std: npt.NDArray[np.float32], tendency_std: npt.NDArray[np.float32]
+    ) -> None:
+        """Sets the scale of the tendencies from deviations of all fields, each [F]."""
+        scale = torch.from_numpy(tendency_std / std)[self.pieces.fields]
+        self.tendency_scale.copy_(scale)
 
     def layouts(self) -> dict[str, Layout]:
         """The layout of every parameter by its full name."""

@@ -5,13 +5,17 @@ dtype works on every backend. Sums of bfloat16 are added in float32.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from jigsaw_forecast import errors
 from jigsaw_forecast.parallel.accounting import Kind
 from jigsaw_forecast.parallel.mesh import Axis, Mesh
+
+Result = TypeVar("Result")
 
 # torch 2.13 renamed it; the old name warns there, the new one is missing before
 _all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
@@ -191,6 +195,41 @@ def gather_texts(mesh: Mesh, text: str) -> list[str]:
         json.loads(bytes(row[: int(length)].tolist()).decode())
         for row, length in zip(rows, lengths.cpu(), strict=True)
     ]
+
+
+def together(mesh: Mesh, action: Callable[[], Result]) -> Result:
+    """Runs an action on every rank; where it fails on any, every rank raises.
+
+    The action itself must not communicate: a rank that fails in it would leave the others waiting.
+
+    Raises:
+        ForecastError: An action raised one: the first failing rank's kind on every rank, with
+            every different message. `StoppedError` likewise.
+        RuntimeError: Another rank failed in an unexpected way; that rank raises its own error.
+
+    Communication:
+        One gather of texts over all ranks.
+    """
+    failure: Exception | None = None
+    result: Result | None = None
+    try:
+        result = action()
+    except Exception as error:  # noqa: BLE001  raised again below, after the others know of it
+        failure = error
+    own = {"kind": type(failure).__name__, "text": str(failure)} if failure else {}
+    gathered = [json.loads(text) for text in gather_texts(mesh, json.dumps(own))]
+    failures = [(rank, found) for rank, found in enumerate(gathered) if found]
+    if not failures:
+        return result  # type: ignore[return-value]  # no failure: the action returned
+    known = (errors.ForecastError, errors.StoppedError)
+    if failure is not None and not isinstance(failure, known):
+        raise failure
+    for rank, found in failures:
+        kind = getattr(errors, found["kind"], None)
+        if kind is None:
+            raise RuntimeError(f"rank {rank} failed: {found['kind']}: {found['text']}")
+    kind = getattr(errors, failures[0][1]["kind"])
+    raise kind("\n".join(dict.fromkeys(found["text"] for _, found in failures))) from failure
 
 
 def barrier(mesh: Mesh) -> None:

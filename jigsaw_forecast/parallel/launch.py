@@ -248,6 +248,8 @@ def _report_silent_death(exit_codes: dict[int, int]) -> int:
     # SIGABRT is how torch ends a rank whose peer is gone, SIGTERM how the agent ends the rest
     follows = (-signal.SIGABRT, -signal.SIGTERM)
     rank, exit_code = min(exit_codes.items(), key=lambda item: (item[1] in follows, item[1] >= 0))
+    if exit_code == _EXIT_STOPPED:
+        _log.error("rank %d was stopped by a signal", rank)
     if exit_code >= 0:
         return exit_code
     name = signal.Signals(-exit_code).name

@@ -47,10 +47,6 @@ class Layout:
     compute: tuple[Cut, ...] = ()
     storage: tuple[Cut, ...] = ()
 
-    def compute_slices(self, mesh: Mesh) -> tuple[slice, ...]:
-        """The part of the whole tensor that this rank computes with."""
-        return self._slices(mesh, self.compute)
-
     def piece_slices(self, mesh: Mesh) -> tuple[slice, ...]:
         """The part of the whole tensor that this rank stores."""
         return self._slices(mesh, (*self.compute, *self.storage))

@@ -103,6 +103,24 @@ def check_degrees(degrees: Mapping[str, int]) -> dict[str, int]:
     return {name: degrees.get(name, 1) for name in AXIS_NAMES}
 
 
+def choose_device(name: str) -> str:
+    """`cpu` or `cuda` for `auto`, `cpu` or `cuda`: auto takes GPUs where each local rank has one.
+
+    Raises:
+        MeshError: CUDA is asked for and not there.
+    """
+    num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if num_gpus >= max(num_local_ranks, 1) else "cpu"
+    if name == "cuda" and num_gpus < num_local_ranks:
+        raise MeshError(
+            f"device cuda: {num_local_ranks} ranks on this machine, {num_gpus} GPUs; "
+            "use a smaller --mesh or --device cpu"
+        )
+    return name
+
+
 def single_rank_mesh(device: str | torch.device = "cpu") -> Mesh:
     """A mesh of one rank; its collectives do nothing."""
     data, domain, tensor, model = (Axis(name, 1, 0, None) for name in (*AXIS_NAMES, "model"))
@@ -128,13 +146,7 @@ def make_mesh(degrees: Mapping[str, int], device: str | torch.device = "cpu") ->
     size = math.prod(full.values())
     device = torch.device(device)
     if device.type == "cuda":
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if local_rank >= torch.cuda.device_count():
-            raise MeshError(
-                f"rank {local_rank} of this machine has no GPU: there are "
-                f"{torch.cuda.device_count()}; use a smaller --mesh or --device cpu"
-            )
-        device = torch.device("cuda", local_rank)
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if size == 1 and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return single_rank_mesh(device)

@@ -16,6 +16,7 @@ from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import VARIABLES, Field, LevelType, find_variable
 
 FloatArray = npt.NDArray[np.float64]
+PARTIAL_SUFFIX = ".partial"  # of a product until all of its lead times are written
 GRIB_SUFFIXES = (".grib", ".grib2", ".grb", ".grb2")
 
 
@@ -57,10 +58,15 @@ def open_maps(path: Path) -> ForecastMaps:
     """The maps of a forecast in zarr, netCDF or GRIB.
 
     Raises:
-        DataError: There is no forecast under this name, or it cannot be read.
+        DataError: There is no forecast under this name, it is not finished, or it cannot be read.
     """
     if not path.exists():
         raise DataError(f"missing forecast {path}")
+    if path.suffix == PARTIAL_SUFFIX:
+        raise DataError(
+            f"{path} is not finished: its run is still writing it or has died; expected "
+            f"{path.with_suffix('')}, which is there when the run has ended well"
+        )
     if path.suffix in GRIB_SUFFIXES:
         return _GribMaps(path)
     return _ArrayMaps(path)

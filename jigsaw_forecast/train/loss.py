@@ -32,6 +32,7 @@ def loss_weights(
     pieces: Pieces,
     field_weights: Mapping[str, float],
     diagnostic_weight: float,
+    device: torch.device,
 ) -> LossWeights:
     """Weights of this rank's piece: field weight x cell area, summing to 1 over all fields.
 
@@ -40,6 +41,7 @@ def loss_weights(
         pieces: What this rank holds.
         field_weights: Relative weight by short name or variable; the name goes first; default 1.
         diagnostic_weight: What the diagnostics' mean counts for against the state's.
+        device: Where the loss is computed.
     """
     by_field = np.array(
         [
@@ -55,7 +57,10 @@ def loss_weights(
     by_diagnostic = np.full(num_local, diagnostic_weight / max(len(config.diagnostics), 1))
     diagnostic = by_diagnostic[:, None] * area
     return LossWeights(
-        *(torch.tensor(part, dtype=torch.float32)[..., None] for part in (state, diagnostic))
+        *(
+            torch.tensor(part, dtype=torch.float32, device=device)[..., None]
+            for part in (state, diagnostic)
+        )
     )
 
 

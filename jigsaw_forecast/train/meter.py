@@ -56,7 +56,9 @@ class Meter:
         counter = FlopCounterMode(display=False)
         with counter:
             yield
-        flops = torch.tensor(float(counter.get_total_flops()), dtype=torch.float64)
+        flops = torch.tensor(
+            float(counter.get_total_flops()), dtype=torch.float64, device=self._mesh.device
+        )
         mesh = self._mesh
         all_reduce_sum(flops, (mesh.domain, mesh.tensor, mesh.data))
         self._flops_per_step = int(flops)

@@ -16,7 +16,10 @@ BUCKET_ELEMENTS = 8 << 20  # 32 MB of float32: large enough for full bandwidth
 
 
 def make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
-    """AdamW on this rank's pieces; weight decay on matrices only."""
+    """AdamW on this rank's pieces; weight decay on parameters of two or more dims.
+
+    These are the matrices and `embed.position`; biases and norms are vectors and do not decay.
+    """
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [

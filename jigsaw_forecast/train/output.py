@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from jigsaw_forecast.errors import CheckpointError, OutputError, RecipeError
-from jigsaw_forecast.parallel.collectives import barrier
+from jigsaw_forecast.parallel.collectives import together
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.recipe import dump_recipe, load_recipe
 from jigsaw_forecast.train.optimizer import AveragedWeights, phase_at
@@ -134,27 +134,37 @@ def save_progress(
 ) -> None:
     """Writes what every rank needs to go on; it appears under its name when all of it is there.
 
+    Raises:
+        OutputError: A rank cannot write; the same on every rank.
+
     Communication:
-        Barriers before and after the renaming.
+        The ranks agree before and after the renaming.
     """
     folder = output.resume_folder(step)
     partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    path = _rank_file(partial, mesh)
     tensors = {"step": torch.tensor(step), "degrees": torch.tensor(list(mesh.degrees.values()))}
     for (name, parameter), value in zip(model.named_parameters(), average.values, strict=True):
         tensors[f"weight.{name}"] = parameter.detach()
         tensors[f"average.{name}"] = value
         for key, moment in optimizer.state[parameter].items():
             tensors[f"{key}.{name}"] = moment
-    path = _rank_file(partial, mesh)
-    torch.save(tensors, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    barrier(mesh)
-    if mesh.rank == 0:
+
+    def write() -> None:
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            torch.save(tensors, path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch.save raises either where a disk is full
+            raise OutputError(f"{path} cannot be written: {error}") from error
+
+    def name_it() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    barrier(mesh)
+
+    together(mesh, write)
+    together(mesh, lambda: name_it() if mesh.rank == 0 else None)
 
 
 def load_progress(

@@ -3,7 +3,7 @@
 import logging
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,8 @@ from jigsaw_forecast.data.weather_store import Period, WeatherStore
 from jigsaw_forecast.errors import MeshError, StoppedError
 from jigsaw_forecast.log import Progress
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
-from jigsaw_forecast.parallel.collectives import all_reduce_sum, barrier
-from jigsaw_forecast.parallel.mesh import Mesh, make_mesh
+from jigsaw_forecast.parallel.collectives import all_reduce_sum, gather_texts, together
+from jigsaw_forecast.parallel.mesh import Mesh, choose_device, make_mesh
 from jigsaw_forecast.recipe import load_recipe
 from jigsaw_forecast.train.loss import LossWeights, loss_weights, rollout_loss
 from jigsaw_forecast.train.meter import Meter
@@ -51,7 +51,7 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """
     if precision == "auto":
         # older versions of torch cannot tell: then float32 is the safe answer
-        found = getattr(torch.cpu, "get_capabilities", dict)()
+        found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         has_bfloat16 = device.type == "cuda" or any(
             found.get(name, False) for name in ("avx512_bf16", "amx_bf16")
         )
@@ -66,6 +66,7 @@ def train_recipe(
     output: Path | None,
     resume: bool,
     max_steps: int | None,
+    device: str = "auto",
 ) -> None:
     """Trains a model as a recipe says and leaves metrics and checkpoints in a folder.
 
@@ -76,6 +77,7 @@ def train_recipe(
         output: Folder; `outputs/` and the recipe's name by default.
         resume: Go on with what the folder holds; start where it is empty.
         max_steps: Stop after so many train steps, schedules unchanged, and save.
+        device: `cpu`, `cuda`, or `auto`: GPUs where every rank of a machine has its own.
 
     Raises:
         ForecastError: The recipe, the data, the mesh or the folder is wrong.
@@ -83,20 +85,22 @@ def train_recipe(
     """
     checked = load_recipe(recipe, TrainRecipe, settings)
     folder = TrainOutput(output or Path("outputs") / recipe.stem)
-    folder.check(resume=resume)
-    ranks = make_mesh(mesh)
+    ranks = make_mesh(mesh, choose_device(device))
     _check_batches(checked, ranks)
-    barrier(ranks)  # every rank has looked at the folder before the first one writes to it
-    if ranks.rank == 0:
-        folder.start(checked)
-    last = min(checked.train.num_steps, max_steps or checked.train.num_steps)
-    done = folder.last_step()
-    barrier(ranks)
-    if done >= last:
-        _log.info("%s is whole: %d train steps", folder.folder, done)
-        return
+    together(ranks, lambda: folder.check(resume=resume))  # all look before the first one writes
     with _stop_on_signal() as stop:
-        _train(_prepare(checked, folder, ranks), last, stop)
+        _first_rank(ranks, lambda: folder.start(checked))
+        last = min(checked.train.num_steps, max_steps or checked.train.num_steps)
+        done = folder.last_step()
+        if done >= last:
+            _log.info("%s is whole: %d train steps", folder.folder, done)
+            return
+        try:
+            run = _prepare(checked, folder, ranks, stop)
+        except StoppedError:
+            _first_rank(ranks, folder.requeue.touch)
+            raise
+        _train(run, last, stop)
 
 
 @dataclass
@@ -131,14 +135,35 @@ class _Stop:
     signal_name: str = ""
     is_agreed: bool = False
 
+    def check(self) -> None:
+        """Ends the preparation where this rank got a signal: there is nothing to save.
 
-def _prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh) -> _Run:
+        Raises:
+            StoppedError: It got one.
+        """
+        if self.signal_name:
+            raise StoppedError(
+                f"stopped by {self.signal_name} while reading the data; go on with --resume"
+            )
+
+
+def _first_rank(mesh: Mesh, action: Callable[[], object]) -> None:
+    """Runs an action on the first rank only; where it fails, every rank raises."""
+    together(mesh, lambda: action() if mesh.rank == 0 else None)
+
+
+def _is_there(mesh: Mesh, path: Path) -> bool:
+    """Whether the first rank sees a path: one answer for all ranks, whenever each of them asks."""
+    return bool(gather_texts(mesh, "there" if mesh.rank == 0 and path.exists() else "")[0])
+
+
+def _prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh, stop: _Stop) -> _Run:
     """Opens the data, normalises it, makes the model and takes up an earlier run."""
     config = recipe.model
     model = WeatherMixer(config, mesh, seed=recipe.seed)
     model.compute_dtype = compute_dtype(recipe.train.precision, mesh.device)
     all_fields = (*config.prognostic_fields, *config.diagnostic_fields)
-    store = WeatherStore(recipe.data.path, all_fields)
+    store = together(mesh, lambda: WeatherStore(recipe.data.path, all_fields))
     model_rows = slice(0, config.grid_object.num_model_lat)
     statics = {name: store.static(name)[model_rows] for name in static_fields(config.forcings)}
     pieces = model.pieces
@@ -150,15 +175,13 @@ def _prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh) -> _Run:
         for text in (recipe.data.train, recipe.data.validation)
     )
     if recipe.data.in_memory:
-        with Progress("reading the training set", len(train.times), "times") as progress:
-            train.load(progress.advance)
-    statistics = _statistics(recipe, output, train, mesh)
+        _load(train, mesh, stop)
+    statistics = _statistics(recipe, output, train, mesh, stop)
     train.normalise(statistics)
     validation.normalise(statistics)
-    scale = statistics.tendency_std[pieces.fields] / statistics.std[pieces.fields]
-    model.tendency_scale.copy_(torch.from_numpy(scale))
+    model.set_tendency_scale(statistics.std, statistics.tendency_std)
     weights = loss_weights(
-        config, pieces, recipe.train.field_weights, recipe.train.diagnostic_weight
+        config, pieces, recipe.train.field_weights, recipe.train.diagnostic_weight, mesh.device
     )
     for index, phase in enumerate(recipe.train.phases):
         SampleOrder(train.num_samples(phase.rollout_steps), (recipe.seed, index))  # refuses none
@@ -170,7 +193,9 @@ def _prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh) -> _Run:
         model=model,
         weights=weights,
         data=train,
-        validation=Validation(validation, statistics, num_inits, model, weights),
+        validation=together(
+            mesh, lambda: Validation(validation, statistics, num_inits, model, weights)
+        ),
         statistics=statistics,
         statics=statics,
         optimizer=make_optimizer(model, recipe.train),
@@ -180,27 +205,40 @@ def _prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh) -> _Run:
         parameters=list(model.parameters()),
     )
     if run.step:
-        load_progress(output, run.step, model, run.optimizer, run.average, mesh)
-    if mesh.rank == 0:
-        output.forget_after(run.step)
-    barrier(mesh)
+        together(
+            mesh,
+            lambda: load_progress(output, run.step, model, run.optimizer, run.average, mesh),
+        )
+    _first_rank(mesh, lambda: output.forget_after(run.step))
+    together(mesh, stop.check)
     return run
 
 
+def _load(data: TrainingSet, mesh: Mesh, stop: _Stop) -> None:
+    """Reads the training set into memory; a signal ends it between two parts."""
+    with Progress("reading the training set", len(data.times), "times") as progress:
+
+        def advance(num_times: int) -> None:
+            progress.advance(num_times)
+            stop.check()
+
+        together(mesh, lambda: data.load(advance))
+
+
 def _statistics(
-    recipe: TrainRecipe, output: TrainOutput, data: TrainingSet, mesh: Mesh
+    recipe: TrainRecipe, output: TrainOutput, data: TrainingSet, mesh: Mesh, stop: _Stop
 ) -> Statistics:
     """The training set's statistics: those of this run where it has some, else made."""
-    is_there = output.statistics.is_file()
-    barrier(mesh)
-    if is_there:
+    if _is_there(mesh, output.statistics):
         return Statistics.from_arrays(load_file(output.statistics))
-    statistics = data.build_statistics(recipe.model, mesh)
-    if mesh.rank == 0:
+    statistics = data.build_statistics(recipe.model, mesh, lambda num_times: stop.check())
+
+    def write() -> None:
         partial = output.statistics.with_suffix(".partial")
         save_file(statistics.to_arrays(), partial)
         partial.rename(output.statistics)
-    barrier(mesh)
+
+    _first_rank(mesh, write)
     return statistics
 
 
@@ -224,8 +262,7 @@ def _train(run: _Run, last: int, stop: _Stop) -> None:
             _train_phase(run, index, phase_end, stop, progress)
     _save(run)
     if stop.is_agreed and run.step < train.num_steps:
-        if run.mesh.rank == 0:
-            run.output.requeue.touch()
+        _first_rank(run.mesh, run.output.requeue.touch)
         name = stop.signal_name or "a signal to another rank"
         raise StoppedError(f"stopped by {name} after {run.step} train steps; go on with --resume")
 
@@ -240,14 +277,15 @@ def _train_phase(run: _Run, index: int, end: int, stop: _Stop, progress: Progres
 
     def make_batch(step: int) -> Batch:
         starts = order.starts(step - begin, batch_size, run.mesh)
-        return run.data.batch(starts, phase.rollout_steps)
+        batch = run.data.batch(starts, phase.rollout_steps)
+        return batch.pinned() if run.mesh.device.type == "cuda" else batch
 
     batches = ReadAhead(make_batch, run.step, end)
     meter = Meter(run.mesh)
     try:
         while run.step < end and not stop.is_agreed:
             waited = time.perf_counter()
-            batch = batches.take()
+            batch = batches.take().to(run.mesh.device)
             meter.data_wait_s += time.perf_counter() - waited
             rate = learning_rate(phase, train.warmup(phase), run.step - begin)
             with meter.counting_flops():
@@ -355,7 +393,7 @@ def _save(run: _Run) -> None:
         "recipe": run.recipe.model_dump(mode="json", exclude_none=True),
         "torch": torch.__version__,
     }
-    if not folder.exists():
+    if not _is_there(run.mesh, folder):
         with run.average.applied():
             save_checkpoint(
                 folder,
@@ -367,9 +405,8 @@ def _save(run: _Run) -> None:
                 notice=run.notice,
             )
     save_progress(run.output, run.step, run.model, run.optimizer, run.average, run.mesh)
-    if run.mesh.rank == 0:
-        run.output.forget_older(run.step, run.recipe.train.keep_checkpoints)
-    barrier(run.mesh)
+    keep = run.recipe.train.keep_checkpoints
+    _first_rank(run.mesh, lambda: run.output.forget_older(run.step, keep))
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class TrainSection(_Section):
     checkpoint_every: Count = 2000  # train steps
     keep_checkpoints: Count = 2  # older ones are deleted
     num_validation_inits: Count = 16  # starts, spread over data.validation
-    weight_decay: NotNegative = 0.05  # of matrices, times the learning rate
+    weight_decay: NotNegative = 0.05  # of matrices and embed.position, times the rate
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     clip_norm: Annotated[float, Setting(gt=0)] = 1.0  # largest global gradient norm
     ema_decay: Fraction = 0.999  # of the averaged weights that are saved; 0 saves the raw ones

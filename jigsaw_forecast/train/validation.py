@@ -31,7 +31,7 @@ class ValidationScores:
 
 
 class Validation:
-    """A fixed set of rollouts from the validation period, held in memory."""
+    """A fixed set of rollouts from the validation period, held in the CPU's memory."""
 
     def __init__(
         self,
@@ -62,8 +62,9 @@ class Validation:
         self._model = model
         self._weights = weights
         pieces, grid = model.pieces, model.config.grid_object
-        self._rows = torch.from_numpy(row_weights(grid)[pieces.rows] / grid.num_model_lat)
-        self._std = torch.from_numpy(statistics.std[pieces.fields])
+        rows = torch.from_numpy(row_weights(grid)[pieces.rows] / grid.num_model_lat)
+        self._rows = rows.to(mesh.device)
+        self._std = torch.from_numpy(statistics.std[pieces.fields]).to(mesh.device)
 
     @torch.no_grad()
     def score(self) -> ValidationScores:
@@ -74,20 +75,17 @@ class Validation:
         """
         model, config = self._model, self._model.config
         errors = SquaredErrors.empty(len(self._leads), len(config.fields))
-        loss = torch.zeros(2, dtype=torch.float64)
+        mesh = model.mesh
+        loss = torch.zeros(2, dtype=torch.float64, device=mesh.device)
         if self._batch is not None:
-            first = Batch(
-                self._batch.states[:, :2],
-                self._batch.diagnostics[:, :1],
-                self._batch.forcings[:, :1],
-            )
+            batch = self._batch.to(mesh.device)
+            first = Batch(batch.states[:, :2], batch.diagnostics[:, :1], batch.forcings[:, :1])
             count = first.states.shape[0]
             loss[0] = rollout_loss(model, first, self._weights).double() * count
-            loss[1] = count / model.mesh.model.size
-            self._roll_out(self._batch, errors)
-        mesh = model.mesh
+            loss[1] = count / mesh.model.size
+            self._roll_out(batch, errors)
         all_reduce_sum(loss, (mesh.domain, mesh.tensor, mesh.data))
-        errors.reduce((mesh.domain, mesh.tensor), mesh.data)
+        errors.reduce((mesh.domain, mesh.tensor), mesh.data, mesh.device)
         rmse = errors.rmse()
         return ValidationScores(
             loss=float(loss[0] / loss[1]),

@@ -61,14 +61,14 @@ class SquaredErrors:
         self.total += other.total
         self.count += other.count
 
-    def reduce(self, model_axes: tuple[Axis, ...], data: Axis) -> None:
+    def reduce(self, model_axes: tuple[Axis, ...], data: Axis, device: torch.device) -> None:
         """Sums over ranks: pieces of maps over the model axes, initial times over data.
 
         Communication:
             One all-reduce of the totals over each axis.
         """
-        all_reduce_sum(torch.from_numpy(self.total), (*model_axes, data))
-        all_reduce_sum(torch.from_numpy(self.count), (data,))
+        for sums, axes in ((self.total, (*model_axes, data)), (self.count, (data,))):
+            sums[...] = all_reduce_sum(torch.from_numpy(sums).to(device), axes).cpu().numpy()
 
     def rmse(self) -> Array64:
         """Root of the mean over initial times of the spatial mean square, [leads, fields]."""

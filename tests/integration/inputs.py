@@ -63,8 +63,13 @@ def maps(
     return result
 
 
-def make_checkpoint(folder: Path, config: ModelConfig = CONFIG) -> Path:
-    """A checkpoint whose every weight counts, with its default input beside it."""
+def make_checkpoint(
+    folder: Path, config: ModelConfig = CONFIG, *, tendency_factor: float = 0.2
+) -> Path:
+    """A checkpoint whose every weight counts, with its default input beside it.
+
+    A huge tendency factor makes a model whose forecasts overflow.
+    """
     model = WeatherMixer(config, single_rank_mesh(), seed=1)
     torch.manual_seed(2)
     with torch.no_grad():
@@ -76,7 +81,7 @@ def make_checkpoint(folder: Path, config: ModelConfig = CONFIG) -> Path:
     statistics = Statistics(
         mean=np.stack([np.full(shape, typical(f)[0], np.float32) for f in fields]),
         std=np.array([typical(f)[1] for f in fields], np.float32),
-        tendency_std=np.array([0.2 * typical(f)[1] for f in fields], np.float32),
+        tendency_std=np.array([tendency_factor * typical(f)[1] for f in fields], np.float32),
         diagnostic_mean=np.array([1e-4], np.float32),
         diagnostic_std=np.array([1e-3], np.float32),
     )

@@ -55,6 +55,15 @@ def test_the_readme_shows_each_command_of_the_tool() -> None:
     assert {"make forecast", "make test"} <= set(COMMANDS)
 
 
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 200
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    named = re.findall(r"`((?:docs|recipes|benchmarks|checkpoints)/[\w./-]+)`", text)
+    assert len(links) >= 2
+    assert [path for path in (*links, *named) if not (ROOT / path).exists()] == []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_runs(command: str, workplace: Path) -> None:
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}

@@ -275,6 +275,51 @@ def test_lead_time_off_the_models_step_is_refused(refused: Callable[..., str]) -
     assert "6 hours" in message
 
 
+def test_a_forecast_that_overflows_stops_with_its_fields_and_nothing_written(
+    run: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    folder = inputs.make_checkpoint(tmp_path / "wild", tendency_factor=1e34)
+    code, message = run("--checkpoint", folder)
+    assert code == 3
+    assert "not finite at lead time 12 h" in message
+    assert "z500" in message
+    assert not list(tmp_path.glob("forecast.zarr*"))
+
+
+def test_report_and_picture_are_refused_before_the_forecast(refused: Callable[..., str]) -> None:
+    message = refused("--report", "nowhere/r.json", "--plot", "nowhere/p.png")
+    assert "--report nowhere/r.json" in message
+    assert "--plot nowhere/p.png" in message
+
+
+def test_output_frequency_that_loses_the_end_is_refused(refused: Callable[..., str]) -> None:
+    assert "does not divide" in refused("--lead-time", "18h", "--output-frequency", "12h")
+
+
+def test_several_initial_times_and_leads_fill_templates(
+    run: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    states = {
+        time: whole_state(seed=seed) for seed, time in enumerate(("2026-06-24T00", "2026-06-24T06"))
+    }
+    path = tmp_path / "in.grib2"
+    for time, state in states.items():
+        inputs.write_grib(path, state, time=np.datetime64(time, "s"), append=True)
+    template = tmp_path / "f-{init:%Y%m%d%H}-{lead:03d}.grib2"
+    report = tmp_path / "report.json"
+    arguments = ("--input", path, "--init", ",".join(states), "--report", report)
+    assert run(*arguments, "--output", template, "--output", tmp_path / "all.nc")[0] == 0
+    assert sorted(found.name for found in tmp_path.glob("f-*")) == [
+        f"f-20260624{init}-{lead}.grib2" for init in ("00", "06") for lead in ("006", "012")
+    ]
+    both = xr.open_dataset(tmp_path / "all.nc", decode_timedelta=True)
+    assert both.sizes["time"] == 2
+    assert np.isfinite(both["2m_temperature"].values).all()
+    assert not np.array_equal(both["2m_temperature"][0], both["2m_temperature"][1])
+    read = json.loads(report.read_text())["ranks"][0]["input_bytes_read"]
+    assert 0 < read <= 2 * path.stat().st_size
+
+
 def test_unknown_variable_lists_what_there_is(refused: Callable[..., str]) -> None:
     message = refused("--variables", "z500,t333")
     assert "t333" in message

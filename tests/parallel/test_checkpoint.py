@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
+from jigsaw_forecast.checkpoint import save as saving
 from jigsaw_forecast.checkpoint.load import load_checkpoint
 from jigsaw_forecast.checkpoint.save import save_checkpoint
 from jigsaw_forecast.data.statistics import Statistics
+from jigsaw_forecast.errors import CheckpointError
 from jigsaw_forecast.parallel.mesh import Mesh, single_rank_mesh
 from tests.parallel import cases
 from tests.parallel.ranks import RankPool
@@ -85,8 +88,6 @@ def test_four_ranks_together_read_each_weight_once(
 
 
 def load_message(mesh: Mesh, folder: str) -> str:
-    from jigsaw_forecast.errors import CheckpointError
-
     try:
         load(mesh, folder)
     except CheckpointError as error:
@@ -107,3 +108,38 @@ def test_all_ranks_refuse_an_altered_shard_with_one_message(
     assert messages[0] == messages[1]
     assert shard.name in messages[0]
     assert "sha256" in messages[0]
+
+
+def save_message(mesh: Mesh, folder: str) -> str:
+    """What saving raises."""
+    try:
+        save(mesh, folder)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def save_on_a_full_disk(mesh: Mesh, folder: str) -> str:
+    """What saving raises where shards of a few blocks are written and the disk is full."""
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with patch.object(saving, "save_file", full), patch.object(saving, "MAX_SHARD_BYTES", 1 << 10):
+        return save_message(mesh, folder)
+
+
+def test_all_ranks_refuse_a_checkpoint_that_exists(
+    ranks: Callable[[int], RankPool], tmp_path: Path
+) -> None:
+    messages = ranks(2).run({"domain": 2}, save_message, str(tmp_path))
+    assert messages == [f"checkpoint {tmp_path} exists already"] * 2
+
+
+def test_all_ranks_stop_where_the_writing_one_cannot_write(
+    ranks: Callable[[int], RankPool], tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    messages = ranks(2).run({"domain": 2}, save_on_a_full_disk, str(folder))
+    expected = f"checkpoint {folder}: cannot be written: [Errno 28] No space left on device"
+    assert messages == [expected] * 2

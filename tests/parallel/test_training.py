@@ -1,14 +1,19 @@
 """Training on any mesh takes the same steps as on one rank, and data replicas share the batch."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from jigsaw_forecast.data.weather_store import WeatherStore
+from jigsaw_forecast.errors import StoppedError
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.train.run import train_recipe
 from tests.parallel.ranks import RankPool
@@ -27,7 +32,7 @@ TOLERANCE = 2e-4
 
 def train_on(mesh: Mesh, recipe: str, output: str) -> None:
     """Trains on this rank of the mesh."""
-    train_recipe(Path(recipe), [], mesh.degrees, Path(output), False, None)
+    train_recipe(Path(recipe), [], mesh.degrees, Path(output), False, None, "cpu")
 
 
 def _losses(output: Path) -> list[list[float]]:
@@ -54,7 +59,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def one_rank(recipe: Path) -> Path:
     torch.set_num_threads(1)
-    train_recipe(recipe, [], {}, recipe.parent / "one", False, None)
+    train_recipe(recipe, [], {}, recipe.parent / "one", False, None, "cpu")
     return recipe.parent / "one"
 
 
@@ -77,6 +82,52 @@ def test_a_mesh_trains_as_one_rank_does(
     assert len(statistics) >= 5
     for name in statistics:
         torch.testing.assert_close(found_weights[name], expected_weights[name], rtol=1e-6, atol=0)
+
+
+def train_where_one_rank_looks_late(mesh: Mesh, recipe: str, output: str) -> None:
+    """Trains; to rank 1 every checkpoint seems to be there already, as if it had looked late."""
+    exists = Path.exists
+
+    def looked(path: Path) -> bool:
+        is_late = mesh.rank == 1 and path.parent.name == "checkpoints"
+        return is_late or exists(path)
+
+    with patch.object(Path, "exists", looked):
+        train_on(mesh, recipe, output)
+
+
+def test_a_replica_that_looks_late_saves_with_the_others(
+    recipe: Path, ranks: Callable[[int], RankPool], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ranks(2).run({"data": 2}, train_where_one_rank_looks_late, str(recipe), str(out))
+    names = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert names == ["step-00000008", "step-00000010"]
+
+
+def stopped_on_one_rank(mesh: Mesh, recipe: str, output: str) -> str:
+    """What training raises where rank 1 is signalled while it reads."""
+    read = WeatherStore.read
+
+    def signalled(self: WeatherStore, *arguments: Any) -> Any:
+        if mesh.rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return read(self, *arguments)
+
+    with patch.object(WeatherStore, "read", signalled):
+        try:
+            train_on(mesh, recipe, output)
+        except StoppedError as error:
+            return str(error)
+    return ""
+
+
+def test_a_signal_to_one_rank_stops_the_reading_of_all(
+    recipe: Path, ranks: Callable[[int], RankPool], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    found = ranks(2).run({"domain": 2}, stopped_on_one_rank, str(recipe), str(out))
+    assert found == ["stopped by SIGTERM while reading the data; go on with --resume"] * 2
 
 
 def test_every_rank_keeps_what_it_needs_to_go_on(

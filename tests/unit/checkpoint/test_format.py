@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 
 from jigsaw_forecast.checkpoint.format import (
+    FORMAT_VERSION,
+    Manifest,
+    check_complete,
     find_checkpoint,
     read_manifest,
     verify_digests,
+    write_manifest,
 )
 from jigsaw_forecast.checkpoint.save import num_blocks
 from jigsaw_forecast.errors import CheckpointError
+from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.mesh import single_rank_mesh
+from tests.parallel.cases import CONFIG
 from tests.parallel.test_checkpoint import save
 
 
@@ -26,8 +32,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, **changes: object) -> None:
+    """Changes model.json and seals it again."""
     path = folder / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    changed = json.loads(path.read_text()) | changes
+    if changed["format_version"] == FORMAT_VERSION:
+        write_manifest(folder, Manifest.model_validate(changed))
+    else:
+        path.write_text(json.dumps(changed))
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """The full shapes that the architecture needs."""
+    layouts = WeatherMixer(CONFIG, single_rank_mesh("meta")).layouts()
+    return {name: layout.full_shape for name, layout in layouts.items()}
 
 
 def test_whole_checkpoint_passes(folder: Path) -> None:
@@ -60,6 +77,30 @@ def test_shard_outside_of_the_folder_is_refused(folder: Path) -> None:
     edit(folder, shards=manifest["shards"] | {"../evil.safetensors": record})
     with pytest.raises(CheckpointError, match=r"outside of the folder: \.\./evil"):
         read_manifest(folder)
+
+
+def test_altered_manifest_is_refused(folder: Path) -> None:
+    path = folder / "model.json"
+    path.write_text(path.read_text().replace('"overlap": 1', '"overlap": 0'))
+    with pytest.raises(CheckpointError, match="altered"):
+        read_manifest(folder)
+
+
+def test_tensors_that_are_missing_or_misshapen_are_all_named(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    check_complete(folder, manifest, shapes())
+    tensors = dict(manifest.tensors)
+    del tensors["head.state"], tensors["statistics.std"]
+    wrong = tensors["embed.bias"].model_copy(update={"shape": (47,)})
+    plausible = {name: bounds for name, bounds in manifest.plausible.items() if name != "t850"}
+    changed = {"tensors": tensors | {"embed.bias": wrong}, "plausible": plausible}
+    with pytest.raises(CheckpointError) as caught:
+        check_complete(folder, manifest.model_copy(update=changed), shapes())
+    message = str(caught.value)
+    assert "missing tensor head.state" in message
+    assert "missing tensor statistics.std" in message
+    assert "embed.bias has shape (47,), its architecture needs (48,)" in message
+    assert "missing plausible range of t850" in message
 
 
 def test_existing_folder_is_not_overwritten(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cfgrib
 import numpy as np
 import pytest
 import xarray as xr
@@ -11,7 +12,7 @@ from jigsaw_forecast.data.source import open_source
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.grid import Grid
-from tests.unit.data.grib_files import LATITUDES, LONGITUDES, temperature_map
+from tests.unit.data.grib_files import LATITUDES, LONGITUDES, message, temperature_map, write
 
 TIME = np.datetime64("2026-06-24T00:00", "ns")
 GRID = Grid(8, 16, has_poles=False)
@@ -208,3 +209,60 @@ def test_only_the_selected_time_is_read(tmp_path: Path) -> None:
     source = open_source(saved(tmp_path, data))
     plan_initial_state(source, [T500], GRID, TIME, regrid=False, plausible={}).read([T500])
     assert source.bytes_read == 8 * 16 * 4
+
+
+def as_cfgrib_writes(standard_name: str = "time", **coords: object) -> xr.Dataset:
+    """One step of six hours: scalar time (its start), step and valid_time."""
+    times: dict[str, object] = {
+        "time": ((), TIME - np.timedelta64(6, "h"), {"standard_name": standard_name}),
+        "step": ((), np.timedelta64(6, "h").astype("timedelta64[ns]")),
+        "valid_time": ((), TIME, {"standard_name": "time"}),
+    }
+    return dataset(temperature_map(), **(times | coords))
+
+
+@pytest.mark.parametrize("standard_name", ["time", "forecast_reference_time"])
+def test_the_step_of_cfgrib_is_in_its_valid_time_already(
+    tmp_path: Path, standard_name: str
+) -> None:
+    source = open_source(saved(tmp_path, as_cfgrib_writes(standard_name)))
+    (record,) = source.records()
+    assert record.why == ""
+    assert record.valid_time == TIME
+    assert record.init_time == TIME - np.timedelta64(6, "h")
+
+
+def test_cfgribs_own_netcdf_has_the_valid_time_of_its_grib(tmp_path: Path) -> None:
+    grib = write(tmp_path / "a.grib", message(temperature_map(), stepRange="6"))
+    with cfgrib.open_dataset(grib, indexpath="") as data:
+        data.to_netcdf(tmp_path / "a.nc")
+    (record,) = open_source(tmp_path / "a.nc").records()
+    assert record.valid_time == np.datetime64("2026-06-24T06:00")
+
+
+def test_several_steps_of_cfgrib_have_their_valid_times(tmp_path: Path) -> None:
+    steps = np.array([6, 12], dtype="timedelta64[h]").astype("timedelta64[ns]")
+    data = as_cfgrib_writes().drop_vars(["step", "valid_time"]).expand_dims(step=steps)
+    data = data.assign_coords(valid_time=("step", TIME - np.timedelta64(6, "h") + steps))
+    source = open_source(saved(tmp_path, data))
+    np.testing.assert_array_equal(source.valid_times(), [TIME, TIME + np.timedelta64(6, "h")])
+
+
+def test_times_along_a_valid_time_dimension_are_read(tmp_path: Path) -> None:
+    times = np.array([TIME - np.timedelta64(6, "h"), TIME])
+    maps = np.stack([temperature_map() + 9, temperature_map()])
+    data = dataset(
+        maps, ("valid_time", "latitude", "longitude"), time=None, valid_time=("valid_time", times)
+    )
+    np.testing.assert_array_equal(read(saved(tmp_path, data)), temperature_map())
+
+
+def test_a_valid_time_that_disagrees_with_its_step_is_refused(tmp_path: Path) -> None:
+    wrong = ((), TIME + np.timedelta64(6, "h"), {"standard_name": "time"})
+    path = saved(tmp_path, as_cfgrib_writes(valid_time=wrong))
+    with pytest.raises(
+        DataError,
+        match="times disagree: valid time 2026-06-24T06:00:00, but initial time "
+        "2026-06-23T18:00:00 and lead time 6 hours make 2026-06-24T00:00:00",
+    ):
+        read(path)

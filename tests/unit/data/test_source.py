@@ -54,9 +54,9 @@ def test_fields_come_in_the_order_asked_for(tmp_path: Path) -> None:
 def test_a_subset_of_the_plan_reads_only_its_bytes(tmp_path: Path) -> None:
     messages = message(temperature_map()), message(temperature_map(), level=850)
     planned = plan(write(tmp_path / "a", *messages), T500, T850)
-    before = planned.bytes_read  # type: ignore[attr-defined]
+    before = planned.source.bytes_read  # type: ignore[attr-defined]
     planned.read([T850])  # type: ignore[attr-defined]
-    assert planned.bytes_read - before == len(messages[1])  # type: ignore[attr-defined]
+    assert planned.source.bytes_read - before == len(messages[1])  # type: ignore[attr-defined]
 
 
 def test_all_missing_fields_are_listed_with_what_the_file_has(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from jigsaw_forecast.data.forcings import ForcingMaps
@@ -274,3 +275,10 @@ def test_read_ahead_raises_what_reading_raised() -> None:
             batches.take()
     finally:
         batches.close()
+
+
+def test_a_batch_goes_to_a_device_whole() -> None:
+    batch = Batch(torch.zeros(1, 2, 3), torch.zeros(1, 1, 1), torch.zeros(1, 1, 2))
+    moved = batch.to(torch.device("meta"))
+    devices = {part.device.type for part in (moved.states, moved.diagnostics, moved.forcings)}
+    assert devices == {"meta"}

@@ -125,9 +125,9 @@ def test_a_damaged_chunk_is_refused_by_name(tmp_path: Path) -> None:
 def test_only_the_chunks_asked_for_are_read(tmp_path: Path) -> None:
     path = save(tmp_path / "a.zarr")
     plan = plan_initial_state(open_source(path), FIELDS, GRID, TIMES[1], regrid=False, plausible={})
-    before = plan.bytes_read
+    before = plan.source.bytes_read
     plan.read(FIELDS[:1])
-    assert plan.bytes_read - before == (path / "temperature/c/1/0/0/0").stat().st_size
+    assert plan.source.bytes_read - before == (path / "temperature/c/1/0/0/0").stat().st_size
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Claims about resolving `--output` and about the life of a product, whatever its kind."""
 
+import errno
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 from jigsaw_forecast.errors import OutputError
-from jigsaw_forecast.forecast.output import open_writer, resolve_outputs
+from jigsaw_forecast.forecast.output import check_keys, open_writer, resolve_outputs
 from jigsaw_forecast.grid import Grid
-from tests.unit.forecast.made_up import INIT, hours, make_spec, make_state
+from tests.unit.forecast.made_up import FIELDS, INIT, PRECIPITATION, hours, make_spec, make_state
 
 KINDS = ("f.zarr", "f.grib2", "f.nc")
 TWO_INITS = (INIT, INIT + np.timedelta64(12, "h"))
@@ -67,6 +68,60 @@ def test_plain_path_holds_all_times(tmp_path: Path) -> None:
     (product,) = resolve_outputs([f"{tmp_path}/all.nc"], TWO_INITS, hours(6, 12))
     assert product.init_times == TWO_INITS
     assert product.lead_times == hours(6, 12)
+
+
+def test_grib_of_precipitation_alone_has_no_product_at_lead_zero(tmp_path: Path) -> None:
+    text = f"{tmp_path}/tp-{{lead:03d}}.grib2"
+    products = resolve_outputs([text], [INIT], hours(0, 6), fields=[PRECIPITATION])
+    assert [p.path.name for p in products] == ["tp-006.grib2"]
+
+
+def test_grib_of_precipitation_alone_does_not_wait_for_lead_zero(tmp_path: Path) -> None:
+    text = f"{tmp_path}/tp.grib2"
+    (product,) = resolve_outputs([text], [INIT], hours(0, 6), fields=[PRECIPITATION])
+    assert product.lead_times == hours(6)
+
+
+def test_grib_with_other_fields_keeps_lead_zero(tmp_path: Path) -> None:
+    (product,) = resolve_outputs([f"{tmp_path}/f.grib"], [INIT], hours(0, 6), fields=FIELDS)
+    assert product.lead_times == hours(0, 6)
+
+
+@pytest.mark.parametrize("name", ["f.zarr", "f.nc"])
+def test_store_of_precipitation_alone_keeps_lead_zero(tmp_path: Path, name: str) -> None:
+    text = f"{tmp_path}/{name}"
+    (product,) = resolve_outputs([text], [INIT], hours(0, 6), fields=[PRECIPITATION])
+    assert product.lead_times == hours(0, 6)
+
+
+def test_grib_output_that_would_be_empty_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"tp.grib2' would be empty: tp have no value"):
+        resolve_outputs([f"{tmp_path}/tp.grib2"], [INIT], hours(0), fields=[PRECIPITATION])
+
+
+def test_wrong_grib_keys_are_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    spec = make_spec(grib_keys={"nonsense": "1"})
+    products = resolve_outputs(
+        [f"{tmp_path}/f.zarr", f"{tmp_path}/f.grib2"], [INIT], hours(0, 6), fields=FIELDS
+    )
+    with pytest.raises(OutputError, match="unknown key nonsense"):
+        check_keys(products, spec)
+    assert names(tmp_path) == set()
+
+
+def test_product_holds_its_own_times_in_any_unit(tmp_path: Path) -> None:
+    product, _ = resolve_outputs([f"{tmp_path}/{{init:%H}}.nc"], TWO_INITS, hours(24))
+    assert product.holds(INIT.astype("datetime64[h]"), np.timedelta64(1, "D"))
+    assert not product.holds(TWO_INITS[1], np.timedelta64(1, "D"))
+    assert not product.holds(INIT, np.timedelta64(6, "h"))
+
+
+def test_writer_holds_its_own_times_in_any_unit(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "f.grib2", make_spec(), overwrite=False)
+    assert writer.holds(INIT.astype("datetime64[h]"), np.timedelta64(6 * 3600, "s"))
+    assert not writer.holds(INIT, np.timedelta64(12, "h"))
+    assert not writer.holds(TWO_INITS[1], np.timedelta64(6, "h"))
+    writer.abort()
 
 
 def test_all_problems_are_in_one_message(tmp_path: Path) -> None:
@@ -132,14 +187,72 @@ def test_finish_refuses_while_lead_times_are_missing(tmp_path: Path, name: str) 
     with pytest.raises(OutputError, match=r"missing 2026-06-24T00:00:00 \+6 h"):
         writer.finish()
     writer.abort()
-    assert names(tmp_path) == {f"{name}.partial"}
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_abort_before_any_lead_time_leaves_nothing(tmp_path: Path, name: str) -> None:
-    writer = open_writer(tmp_path / name, make_spec(), overwrite=False)
+@pytest.mark.parametrize("num_done", [0, 1])
+def test_abort_leaves_nothing(tmp_path: Path, name: str, num_done: int) -> None:
+    spec = make_spec()
+    writer = open_writer(tmp_path / name, spec, overwrite=False)
+    for lead in spec.lead_times[:num_done]:
+        writer.write(make_state(spec, 0))
+        writer.mark_done(INIT, lead)
     writer.abort()
     assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_abort_after_finish_changes_nothing(tmp_path: Path, name: str) -> None:
+    spec = make_spec(lead_times=hours(6))
+    writer = open_writer(tmp_path / name, spec, overwrite=False)
+    writer.write(make_state(spec, 6))
+    writer.mark_done(INIT, spec.lead_times[0])
+    writer.finish()
+    before = content(tmp_path / name)
+    writer.abort()
+    assert names(tmp_path) == {name}
+    assert content(tmp_path / name) == before
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_whole_product_whose_name_was_taken_is_kept(tmp_path: Path, name: str) -> None:
+    spec = make_spec(lead_times=hours(6))
+    writer = open_writer(tmp_path / name, spec, overwrite=False)
+    writer.write(make_state(spec, 6))
+    writer.mark_done(INIT, spec.lead_times[0])
+    (tmp_path / name).touch()
+    with pytest.raises(OutputError, match=f"the finished product is .*{name}.partial"):
+        writer.finish()
+    writer.abort()
+    assert names(tmp_path) == {name, f"{name}.partial"}
+
+
+@pytest.mark.parametrize("name", ["f.zarr", "f.nc"])
+def test_full_disk_at_opening_leaves_nothing(tmp_path: Path, name: str) -> None:
+    with largest_file(10), pytest.raises(OutputError, match="cannot write"):
+        open_writer(tmp_path / name, make_spec(), overwrite=False)
+    assert names(tmp_path) == set()
+
+
+def test_lock_is_given_up_where_clearing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "f.zarr.partial").mkdir()
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    with pytest.raises(OutputError, match="Permission denied"):
+        open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False)
+    assert names(tmp_path) == {"f.zarr.partial"}
+
+
+def test_product_that_a_dead_run_moved_away_is_not_written_over(tmp_path: Path) -> None:
+    write_all(tmp_path / "f.zarr")
+    (tmp_path / "f.zarr").rename(tmp_path / ".f.zarr.old")  # between the two renames of publish
+    with pytest.raises(OutputError, match="exists; add --overwrite"):
+        open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False)
+    assert names(tmp_path) == {"f.zarr"}
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -12,7 +12,6 @@ from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.output import open_writer
 from jigsaw_forecast.forecast.product import OutputSpec
-from jigsaw_forecast.forecast.zarr_writer import finished_lead_times
 from jigsaw_forecast.grid import Grid
 from tests.unit.forecast.made_up import FIELDS, INIT, hours, make_spec, make_state
 
@@ -128,22 +127,56 @@ def test_unfinished_lead_times_are_recognisable_while_writing(tmp_path: Path) ->
     writer.write(make_state(spec, 0))
     writer.mark_done(INIT, hours(0)[0])
     writer.write(make_state(spec, 6))  # not marked: other ranks may still be writing
-    partial = tmp_path / "f.zarr.partial"
-    assert finished_lead_times(partial) == {(INIT, hours(0)[0])}
-    record = json.loads((partial / "progress.json").read_text())
+    record = json.loads((tmp_path / "f.zarr.partial/progress.json").read_text())
     assert record == {"finished": [["2026-06-24T00:00:00", 0]]}
     writer.abort()
 
 
 def test_finished_lead_times_are_in_the_final_store(tmp_path: Path) -> None:
     write_all(tmp_path / "f.zarr", make_spec())
-    expected = {(INIT, hours(0)[0]), (INIT, hours(6)[0])}
-    assert finished_lead_times(tmp_path / "f.zarr") == expected
+    record = xr.open_zarr(tmp_path / "f.zarr").attrs["finished_lead_times"]
+    assert record == [["2026-06-24T00:00:00", 0], ["2026-06-24T00:00:00", 6]]
 
 
-def test_store_without_a_record_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="no record of finished lead times"):
-        finished_lead_times(tmp_path)
+def test_new_run_is_refused_while_a_rank_of_the_aborted_one_may_write(tmp_path: Path) -> None:
+    creator = open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False)
+    other = open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False, is_creator=False)
+    creator.abort()
+    with pytest.raises(OutputError, match="written by another run"):
+        open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False)
+    other.abort()
+    open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False).abort()
+
+
+@pytest.mark.parametrize("is_creator_first", [True, False])
+def test_last_rank_to_abort_clears_what_others_wrote(
+    tmp_path: Path, is_creator_first: bool
+) -> None:
+    spec = make_spec()
+    creator = open_writer(tmp_path / "f.zarr", spec, overwrite=False)
+    other = open_writer(tmp_path / "f.zarr", spec, overwrite=False, is_creator=False)
+    first, last = (creator, other) if is_creator_first else (other, creator)
+    first.abort()
+    last.write(make_state(spec, 6))
+    assert (tmp_path / "f.zarr.partial").exists()
+    last.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rank_that_aborts_leaves_the_others_alone(tmp_path: Path) -> None:
+    creator = open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False)
+    other = open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False, is_creator=False)
+    other.abort()
+    assert (tmp_path / "f.zarr.partial/progress.json").exists()
+    with pytest.raises(OutputError, match="written by another run"):
+        open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False)
+    creator.abort()
+
+
+def test_rank_cannot_join_a_product_that_nobody_makes(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False, is_creator=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unwritten_lead_time_reads_as_nan(tmp_path: Path) -> None:

@@ -96,16 +96,39 @@ def test_rows_are_the_initial_state_and_days_that_exist(tmp_path: Path) -> None:
     assert "Test, started Wed 24 June 2026, 00 UTC" in found
 
 
-def test_notice_of_the_product_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[Figure] = []
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that `plot_forecast` makes, in order, none of them painted."""
+    made: list[Figure] = []
 
     def keep(figure: Figure) -> Image.Image:
-        figures.append(figure)
+        made.append(figure)
         return Image.new("P", (1, 1))
 
     monkeypatch.setattr("jigsaw_forecast.plot.forecast_maps._picture", keep)
+    return made
+
+
+def test_notice_of_the_product_is_printed(tmp_path: Path, figures: list[Figure]) -> None:
     plot_forecast(write(tmp_path / "f.zarr", (0, 24)), tmp_path / "f.png")
     assert NOTICE in texts(figures[0])
+
+
+def test_first_row_says_its_lead_time_where_the_initial_state_is_not_written(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    plot_forecast(write(tmp_path / "f.zarr", (6, 24)), tmp_path / "f.png")
+    found = texts(figures[0])
+    for words in ("+6 h", "Wed 24 June 2026, 06 UTC", "Day 1"):
+        assert found.count(words) == 2
+    assert "Initial state" not in found
+
+
+@pytest.mark.parametrize("name", ["f.zarr", "f.nc", "f.grib2"])
+def test_unfinished_forecast_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, (0, 24)).rename(tmp_path / f"{name}.partial")
+    with pytest.raises(DataError, match=f"is not finished: .* expected .*{name}, which"):
+        plot_forecast(tmp_path / f"{name}.partial", tmp_path / "f.png")
 
 
 def test_wind_speed_is_shaded_in_metres_per_second(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def _batch(num_steps: int, batch: int = 2) -> Batch:
 
 def _weights(diagnostic_weight: float = 0.0, **field_weights: float) -> LossWeights:
     pieces = sample_pieces(CONFIG, single_rank_mesh())
-    return loss_weights(CONFIG, pieces, field_weights, diagnostic_weight)
+    return loss_weights(CONFIG, pieces, field_weights, diagnostic_weight, torch.device("cpu"))
 
 
 def test_weights_sum_to_one_over_fields_and_the_globe() -> None:

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from jigsaw_forecast.model.config import ModelConfig
+from jigsaw_forecast.model.weather_mixer import WeatherMixer
+from jigsaw_forecast.parallel.mesh import single_rank_mesh
 from jigsaw_forecast.train.optimizer import (
     AveragedWeights,
     learning_rate,
@@ -46,6 +49,28 @@ def test_only_matrices_decay() -> None:
     groups = make_optimizer(model, TRAIN).param_groups
     decays = {tuple(group["params"][0].shape): group["weight_decay"] for group in groups}
     assert decays == {(2, 3): TRAIN.weight_decay, (2,): 0.0}
+
+
+def test_positions_decay_as_matrices_do() -> None:
+    config = ModelConfig(
+        grid="8x4",
+        fields=("z500",),
+        diagnostics=(),
+        forcings=("insolation",),
+        patch=(2, 2),
+        overlap=1,
+        channels=4,
+        token_hidden=4,
+        channel_hidden=4,
+        num_blocks=1,
+    )
+    model = WeatherMixer(config, single_rank_mesh())
+    (group,) = (
+        group
+        for group in make_optimizer(model, TRAIN).param_groups
+        if any(parameter is model.embed.position for parameter in group["params"])
+    )
+    assert group["weight_decay"] == TRAIN.weight_decay
 
 
 def test_the_gradient_square_is_summed_over_parameters() -> None:

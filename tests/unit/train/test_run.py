@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from jigsaw_forecast.checkpoint.load import load_checkpoint
+from jigsaw_forecast.data.weather_store import WeatherStore
 from jigsaw_forecast.errors import DataError, MeshError, OutputError, RecipeError, StoppedError
 from jigsaw_forecast.parallel.mesh import single_rank_mesh
 from jigsaw_forecast.train import run as training
@@ -49,7 +52,7 @@ def _train(
     resume: bool = False,
     max_steps: int | None = None,
 ) -> None:
-    train_recipe(recipe, settings, {}, output, resume, max_steps)
+    train_recipe(recipe, settings, {}, output, resume, max_steps, "cpu")
 
 
 def _lines(output: Path) -> list[dict[str, Any]]:
@@ -203,6 +206,88 @@ def test_a_signal_saves_and_asks_to_be_queued_again(
     assert _shards(whole, 10) == _shards(out, 10)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_signal_while_the_data_are_read_stops_between_two_parts(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    num_reads = 0
+    read = WeatherStore.read
+
+    def signalled(self: WeatherStore, *arguments: Any) -> Any:
+        nonlocal num_reads
+        num_reads += 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(WeatherStore, "read", signalled)
+    monkeypatch.setattr("jigsaw_forecast.data.training_set.TIMES_PER_READ", 10)
+    out = tmp_path / "out"
+    with pytest.raises(StoppedError, match="stopped by SIGTERM while reading the data"):
+        _train(write_recipe(tmp_path, store), out, f"data.in_memory={str(in_memory).lower()}")
+    assert num_reads == 1
+    assert sorted(path.name for path in out.iterdir()) == ["REQUEUE", "recipe.toml"]
+
+
+KILLED_IN_ITS_SECOND_SAVE = """
+import os, signal, sys
+from pathlib import Path
+from jigsaw_forecast.train.run import train_recipe
+
+saves = []
+
+def fsync(file):
+    saves.append(file)
+    if len(saves) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.fsync = fsync
+train_recipe(Path(sys.argv[1]), [], {}, Path(sys.argv[2]), False, None, "cpu")
+"""
+
+
+def test_a_run_killed_while_it_saves_goes_on_from_the_save_before(
+    whole: Path, store: Path, tmp_path: Path
+) -> None:
+    recipe, out = write_recipe(tmp_path, store), tmp_path / "out"
+    command = [sys.executable, "-c", KILLED_IN_ITS_SECOND_SAVE, str(recipe), str(out)]
+    killed = subprocess.run(command, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert killed.returncode == -signal.SIGKILL
+    names = sorted(path.name for path in (out / "resume").iterdir())
+    assert names == ["step-00000004", "step-00000008.partial"]
+    _train(recipe, out, resume=True)
+    assert _shards(whole, 10) == _shards(out, 10)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    with pytest.raises(MeshError, match="0 GPUs"):
+        train_recipe(recipe, [], {}, tmp_path / "out", False, None, "cuda")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_trains_as_the_cpu_does(whole: Path, store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    train_recipe(recipe, [], {}, tmp_path / "out", False, None, "cuda")
+    losses = [
+        [line["loss"] for line in _lines(out) if "loss" in line]
+        for out in (whole, tmp_path / "out")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)  # sums in another order
+
+
+def test_a_full_disk_is_named_in_saving(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match=r"rank-00000.pt cannot be written.*No space left"):
+        _train(write_recipe(tmp_path, store), tmp_path / "out", max_steps=1)
+
+
 def test_a_loss_that_is_no_number_stops_without_saving(store: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, store)
     settings = ["train.phases.0.learning_rate=1e30", "train.warmup_steps=0"]
@@ -243,6 +328,6 @@ def test_batches_that_the_replicas_cannot_share_are_refused(
     replicated = type(mesh)(
         type(mesh.data)("data", 3, 0, None), mesh.domain, mesh.tensor, mesh.model, mesh.device
     )
-    monkeypatch.setattr(training, "make_mesh", lambda degrees: replicated)
+    monkeypatch.setattr(training, "make_mesh", lambda degrees, device: replicated)
     with pytest.raises(MeshError, match="data=3 does not divide .* 2, 4"):
         _train(write_recipe(tmp_path, store), tmp_path / "out")
