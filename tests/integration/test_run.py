@@ -320,6 +320,15 @@ def test_several_initial_times_and_leads_fill_templates(
     assert 0 < read <= 2 * path.stat().st_size
 
 
+def test_a_checkpoint_whose_name_has_a_dot_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs.make_checkpoint(tmp_path / "wm-0.1m")
+    monkeypatch.setenv("JIGSAW_CHECKPOINTS", str(tmp_path))
+    assert main(["inspect", "wm-0.1m", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "wm-0.1m"
+
+
 def test_unknown_variable_lists_what_there_is(refused: Callable[..., str]) -> None:
     message = refused("--variables", "z500,t333")
     assert "t333" in message
