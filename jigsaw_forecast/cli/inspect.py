@@ -81,6 +81,8 @@ def _describe_fields(source: "Source") -> list[dict[str, Any]]:
 
 def _describe_field(source: "Source", record: "FieldRecord") -> dict[str, Any]:
     statistics = source.statistics(record)
+    is_empty = not math.isfinite(statistics.mean)
+    why = record.why or ("every point is missing" if is_empty else "")
     return {
         "variable": record.variable,
         "level": record.level,
@@ -92,8 +94,8 @@ def _describe_field(source: "Source", record: "FieldRecord") -> dict[str, Any]:
         "max": _number(statistics.max),
         "mean": _number(statistics.mean),
         "missing": statistics.missing,
-        "usable": record.usable,
-        "why": record.why,
+        "usable": record.usable and not is_empty,
+        "why": why,
         "short_name": record.short_name,
         "level_type": record.level_type,
         "units": record.units,

@@ -85,7 +85,10 @@ class WeatherStore:
         self.path = path
         self.bytes_read = 0
         if not path.exists():
-            raise DataError(f"{path}: missing: no such store")
+            raise DataError(
+                f"missing {path}: no such store; set data.path, or make the nature run there with "
+                f"`jigsaw-forecast data nature-run {path}`"
+            )
         try:
             self._data = xr.open_zarr(path, chunks=None, consolidated=is_consolidated(path))
         except (OSError, ValueError, KeyError) as error:

@@ -210,6 +210,10 @@ def _plan_inputs(
             "give its path"
         )
     path = Path(request.input) if request.input is not None else folder / DEFAULT_INPUT
+    if request.input is None and not path.exists():
+        raise DataError(
+            f"checkpoint {folder} has no initial conditions of its own: missing --input"
+        )
     source = open_source(path)
     manifest = read_manifest(folder)
     plausible = {field: manifest.plausible[field.short_name] for field in config.prognostic_fields}

@@ -45,6 +45,9 @@ def reported(path: Path, *also: type[Exception]) -> Iterator[None]:
         yield
     except failures as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        num_free_bytes = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 1
+        if not isinstance(error, OSError) and num_free_bytes == 0:  # HDF5 names no reason
+            reason = f"{os.strerror(errno.ENOSPC)}; free some space or choose another --output"
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             reason += "; free some space or choose another --output"
         raise OutputError(f"cannot write {path}: {reason}") from error

@@ -216,7 +216,7 @@ def together(mesh: Mesh, action: Callable[[], Result]) -> Result:
         result = action()
     except Exception as error:  # noqa: BLE001  raised again below, after the others know of it
         failure = error
-    own = {"kind": type(failure).__name__, "text": str(failure)} if failure else {}
+    own = {"kind": _error_name(failure), "text": str(failure)} if failure else {}
     gathered = [json.loads(text) for text in gather_texts(mesh, json.dumps(own))]
     failures = [(rank, found) for rank, found in enumerate(gathered) if found]
     if not failures:
@@ -230,6 +230,12 @@ def together(mesh: Mesh, action: Callable[[], Result]) -> Result:
             raise RuntimeError(f"rank {rank} failed: {found['kind']}: {found['text']}")
     kind = getattr(errors, failures[0][1]["kind"])
     raise kind("\n".join(dict.fromkeys(found["text"] for _, found in failures))) from failure
+
+
+def _error_name(failure: Exception) -> str:
+    """The name by which the other ranks know an error: that of its nearest class in `errors`."""
+    names = [kind.__name__ for kind in type(failure).__mro__ if kind.__module__ == errors.__name__]
+    return names[0] if names else type(failure).__name__
 
 
 def barrier(mesh: Mesh) -> None:

@@ -27,6 +27,8 @@ FloatArray = npt.NDArray[np.float64]
 
 ONE_HOUR = np.timedelta64(1, "h")
 NOTICE_ATTRIBUTE = "notice"
+GRIB_SUFFIXES = (".grib", ".grib2", ".grb", ".grb2")
+GRIB_NOTICE = "This GRIB file does not say which model made it, nor for which planet."
 DEFAULT_DAYS = (0, 1, 3, 5, 10)
 NUM_COLOURS = 32
 DOTS_PER_INCH = 120
@@ -70,6 +72,8 @@ def plot_forecast(
             f"{', '.join(map(str, maps.fields))}"
         )
     panels = [field_panel(v) for v in variables] if variables else default_panels(maps.fields)
+    if notice is None and forecast.suffix in GRIB_SUFFIXES:
+        notice = GRIB_NOTICE
     figure = draw(maps, panels, init, leads, notice or maps.attributes.get(NOTICE_ATTRIBUTE))
     partial = output.with_name(f".{output.name}.partial")
     try:

@@ -88,12 +88,15 @@ def train_recipe(
     ranks = make_mesh(mesh, choose_device(device))
     _check_batches(checked, ranks)
     together(ranks, lambda: folder.check(resume=resume))  # all look before the first one writes
+    fields = (*checked.model.prognostic_fields, *checked.model.diagnostic_fields)
+    together(ranks, lambda: WeatherStore(checked.data.path, fields))  # refused before a folder is
     with _stop_on_signal() as stop:
         _first_rank(ranks, lambda: folder.start(checked))
         last = min(checked.train.num_steps, max_steps or checked.train.num_steps)
         done = folder.last_step()
         if done >= last:
-            _log.info("%s is whole: %d train steps", folder.folder, done)
+            total = checked.train.num_steps
+            _log.info("%s has %d of %d train steps: nothing to do", folder.folder, done, total)
             return
         try:
             run = _prepare(checked, folder, ranks, stop)
