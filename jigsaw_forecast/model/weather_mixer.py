@@ -5,6 +5,7 @@ The model's shape is written here once; how each product runs on a mesh is in
 """
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +19,20 @@ from jigsaw_forecast.parallel.halo import add_rows, pad_rows
 from jigsaw_forecast.parallel.layout import Cut, Layout, split_range
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.parallel.products import (
+    Scheme,
     channel_mixing,
     embed,
     head,
     sharded_layer_norm,
     token_mixing,
 )
-from jigsaw_forecast.parallel.weights import Weight, gather_vectors, gather_weight
+from jigsaw_forecast.parallel.weights import (
+    Gathering,
+    Weight,
+    announce,
+    gather_vectors,
+    gather_weight,
+)
 
 Tensor = torch.Tensor
 
@@ -66,6 +74,23 @@ def sample_pieces(config: ModelConfig, mesh: Mesh) -> Pieces:
     )
 
 
+@dataclass(frozen=True)
+class Initial:
+    """Initial values of a parameter: normal with deviation `std`, or all `fill` where it is 0."""
+
+    std: float = 0.0
+    fill: float = 0.0
+
+
+def initial_values(seed: int, name: str, shape: tuple[int, ...], initial: Initial) -> Tensor:
+    """The whole fresh tensor, float32 by default: seed and full name fix it, on any mesh."""
+    if initial.std == 0.0:
+        return torch.full(shape, initial.fill)
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    return torch.empty(shape).normal_(0.0, initial.std, generator=generator)
+
+
 class ShardedModule(nn.Module):
     """A module whose parameters are this rank's pieces of larger tensors."""
 
@@ -83,6 +108,7 @@ class ShardedModule(nn.Module):
         self.seed = seed
         self.path = path
         self.layouts: dict[str, Layout] = {}
+        self.initials: dict[str, Initial] = {}
         self.is_resident = False
 
     def add_piece(self, name: str, layout: Layout, *, std: float = 0.0, fill: float = 0.0) -> None:
@@ -94,26 +120,29 @@ class ShardedModule(nn.Module):
             std: Of the normal initial values; 0 for a constant.
             fill: The constant.
         """
-        self.layouts[name] = layout
-        shape = layout.piece_shape(self.mesh)
-        if self.seed is None:
-            piece = torch.empty(shape, device=self.mesh.device)
-        elif std == 0.0 or self.mesh.device.type == "meta":
-            piece = torch.full(shape, fill, device=self.mesh.device)
+        initial = Initial(std, fill)
+        self.layouts[name], self.initials[name] = layout, initial
+        shape, device = layout.piece_shape(self.mesh), self.mesh.device
+        if self.seed is None or device.type == "meta":
+            piece = torch.empty(shape, device=device)
+        elif std == 0.0:
+            piece = torch.full(shape, fill, device=device)
         else:
-            digest = hashlib.sha256(f"{self.seed}/{self.path}{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-            full = torch.empty(layout.full_shape).normal_(0.0, std, generator=generator)
-            piece = full[layout.piece_slices(self.mesh)].contiguous().to(self.mesh.device)
+            full = initial_values(self.seed, f"{self.path}{name}", layout.full_shape, initial)
+            piece = full[layout.piece_slices(self.mesh)].contiguous().to(device)
         self.register_parameter(name, nn.Parameter(piece))
 
     def weight(self, name: str) -> Weight:
         """A parameter with what is needed to compute with it."""
         return Weight(self.get_parameter(name), self.layouts[name], self.is_resident)
 
-    def vectors(self, *names: str) -> tuple[Tensor, ...]:
-        """The parts that compute of several vectors, gathered together."""
-        return gather_vectors(self.mesh, [self.weight(name) for name in names])
+    def vectors(self) -> dict[str, Weight]:
+        """The parameters of one dim, by their full name."""
+        return {
+            f"{self.path}{name}": self.weight(name)
+            for name, layout in self.layouts.items()
+            if len(layout.full_shape) == 1
+        }
 
     @torch.no_grad()
     def make_resident(self) -> None:
@@ -173,23 +202,47 @@ class MixerBlock(ShardedModule):
         )
         self.add_piece("channel_b2", Layout((c,), *_OVER_TENSOR_THEN_DOMAIN))
 
-    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The residual stream after the block, [B, N/domain, C/tensor]."""
-        scale1, shift1, token_b1, scale2, shift2, channel_b1, channel_b2 = self.vectors(
-            "norm1_scale",
-            "norm1_shift",
-            "token_b1",
-            "norm2_scale",
-            "norm2_shift",
-            "channel_b1",
-            "channel_b2",
+    def gatherings(
+        self, dtype: torch.dtype, before: tuple[Gathering, Gathering] | None
+    ) -> tuple[Gathering, Gathering]:
+        """The weights of token and of channel mixing; `before` are the block in front's."""
+        names = ("token_w1", "token_w2"), ("channel_w1", "channel_w2")
+        fronts = [(front,) for front in before] if before else [(), ()]
+        token, channel = (
+            Gathering(self.mesh, dtype, [self.weight(name) for name in pair], front)
+            for pair, front in zip(names, fronts, strict=True)
         )
-        normed = sharded_layer_norm(self.mesh, x, scale1, shift1)
-        w1, w2 = self.weight("token_w1"), self.weight("token_w2")
-        x = token_mixing(self.mesh, dtype, x, normed, w1, token_b1, w2)
-        w1, w2 = self.weight("channel_w1"), self.weight("channel_w2")
-        norm2 = (scale2, shift2)
-        return channel_mixing(self.mesh, dtype, x, norm2, w1, channel_b1, w2, channel_b2)
+        return token, channel
+
+    def mix_tokens(
+        self,
+        scheme: Scheme,
+        weights: Gathering,
+        pieces: tuple[Tensor, ...],
+        vectors: Mapping[str, Tensor],
+        x: Tensor,
+    ) -> Tensor:
+        """The residual stream [B, N/domain, C/tensor] after token mixing."""
+        scale, shift, b1 = (
+            vectors[self.path + name] for name in ("norm1_scale", "norm1_shift", "token_b1")
+        )
+        normed = sharded_layer_norm(self.mesh, x, scale, shift)
+        return token_mixing(scheme, weights, pieces, x, normed, b1)
+
+    def mix_channels(
+        self,
+        scheme: Scheme,
+        weights: Gathering,
+        pieces: tuple[Tensor, ...],
+        vectors: Mapping[str, Tensor],
+        x: Tensor,
+    ) -> Tensor:
+        """The residual stream [B, N/domain, C/tensor] after channel mixing."""
+        scale, shift, b1, b2 = (
+            vectors[self.path + name]
+            for name in ("norm2_scale", "norm2_shift", "channel_b1", "channel_b2")
+        )
+        return channel_mixing(scheme, weights, pieces, x, (scale, shift), (b1, b2))
 
 
 class PatchEmbed(ShardedModule):
@@ -223,17 +276,25 @@ class PatchEmbed(ShardedModule):
             std=0.02,  # ViT's
         )
 
-    def forward(self, state: Tensor, forcing: Tensor, dtype: torch.dtype) -> Tensor:
-        """Tokens [B, N/domain, C/tensor] of the maps [B, F_j, Y_i, X] and [B, G_j, Y_i, X]."""
-        patches = self._patches(torch.cat([state, forcing], dim=1))
+    def gathering(self, dtype: torch.dtype) -> Gathering:
+        """The weights of state and forcings as one matrix."""
         joined = self.joined
         matrix = torch.cat([self.state, self.forcing], 1) if joined is None else joined
         matrix = matrix.flatten(1)
-        num_points = patches.shape[-1]
-        layout = Layout((self.config.channels, num_points), (), (Cut(0, "domain"),))
-        weight = Weight(matrix, layout, self.is_resident)
-        (bias,) = self.vectors("bias")
-        return embed(self.mesh, dtype, patches, weight) + (bias + self.position)
+        layout = Layout((self.config.channels, matrix.shape[1]), (), (Cut(0, "domain"),))
+        return Gathering(self.mesh, dtype, [Weight(matrix, layout, self.is_resident)])
+
+    def forward(
+        self,
+        scheme: Scheme,
+        weights: Gathering,
+        pieces: tuple[Tensor, ...],
+        vectors: Mapping[str, Tensor],
+        maps: Tensor,
+    ) -> Tensor:
+        """Tokens [B, N/domain, C/tensor] of state and forcing maps [B, F_j + G_j, Y_i, X]."""
+        tokens = embed(scheme, weights, pieces, self._patches(maps))
+        return tokens + (vectors[self.path + "bias"] + self.position)
 
     @torch.no_grad()
     def make_resident(self) -> None:
@@ -286,17 +347,28 @@ class PatchHead(ShardedModule):
         )
         self.register_buffer("count", self._count(), persistent=False)
 
-    def forward(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Tendency maps, diagnostic maps and the blend of each local field."""
-        scale, shift, bias, blend, diagnostic_bias = self.vectors(
-            "norm_scale", "norm_shift", "bias", "blend", "diagnostic_bias"
-        )
+    def gathering(self, dtype: torch.dtype, before: tuple[Gathering, ...]) -> Gathering:
+        """The weights of state and diagnostics as one matrix."""
         joined = self.joined
         matrix = torch.cat([self.state, self.diagnostic]) if joined is None else joined
         matrix = matrix.flatten(0, 1)
         layout = Layout((matrix.shape[0], self.config.channels), (), (Cut(1, "domain"),))
-        weight = Weight(matrix, layout, self.is_resident)
-        windows = head(self.mesh, dtype, x, (scale, shift), weight)
+        return Gathering(self.mesh, dtype, [Weight(matrix, layout, self.is_resident)], before)
+
+    def forward(
+        self,
+        scheme: Scheme,
+        weights: Gathering,
+        pieces: tuple[Tensor, ...],
+        vectors: Mapping[str, Tensor],
+        x: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tendency maps, diagnostic maps and the blend of each local field."""
+        scale, shift, bias, blend, diagnostic_bias = (
+            vectors[self.path + name]
+            for name in ("norm_scale", "norm_shift", "bias", "blend", "diagnostic_bias")
+        )
+        windows = head(scheme, weights, pieces, x, (scale, shift))
         maps = self._overlap_add(windows) + torch.cat([bias, diagnostic_bias])[:, None, None]
         num_fields = bias.shape[0]
         return maps[:, :num_fields], maps[:, num_fields:], blend
@@ -354,6 +426,8 @@ class WeatherMixer(nn.Module):
         pieces: Which part of the sample this rank holds.
         compute_dtype: Dtype of the products and of what travels; the residual stream keeps the
             dtype of the parameters.
+        num_chunks: Chunks of activations that travel one by one; None for the default.
+        recompute_hidden: Keep no hidden features for backward; see `parallel.products.Scheme`.
         tendency_scale: Standard deviation of the 6 h tendency over that of the anomaly, for each
             local field; a buffer of shape [F_j].
     """
@@ -379,6 +453,8 @@ class WeatherMixer(nn.Module):
         self.mesh = mesh
         self.pieces = sample_pieces(config, mesh)
         self.compute_dtype = torch.float32
+        self.num_chunks: int | None = None
+        self.recompute_hidden = False
         self.embed = PatchEmbed(config, mesh, seed, "embed.")
         self.blocks = nn.ModuleList(
             MixerBlock(config, mesh, seed, f"blocks.{index}.") for index in range(config.num_blocks)
@@ -403,10 +479,27 @@ class WeatherMixer(nn.Module):
             As `parallel.products` says for an embed, `num_blocks` blocks and a head.
         """
         dtype = self.compute_dtype
-        x = self.embed(state, forcing, dtype)
-        for block in self.blocks:
-            x = block(x, dtype)
-        tendency, diagnostics, blend = self.head(x, dtype)
+        scheme = Scheme(self.mesh, dtype, self.num_chunks, self.recompute_hidden)
+        embedding = self.embed.gathering(dtype)
+        layers: list[tuple[Gathering, Gathering]] = []
+        for block in self._blocks():
+            layers.append(block.gatherings(dtype, layers[-1] if layers else None))
+        heading = self.head.gathering(dtype, layers[-1])
+
+        embed_pieces = announce(embedding)
+        token_pieces, channel_pieces = (announce(weights) for weights in layers[0])
+        vectors = self._gather_vectors()
+        maps = torch.cat([state, forcing], dim=1)
+        x = self.embed(scheme, embedding, embed_pieces, vectors, maps)
+        # The next block's weights travel over the axis that this mixing's activations leave free.
+        for block, (token, channel), (next_token, next_channel) in zip(
+            self._blocks(), layers, [*layers[1:], (None, heading)], strict=True
+        ):
+            own, token_pieces = token_pieces, announce(next_token) if next_token else ()
+            x = block.mix_tokens(scheme, token, own, vectors, x)
+            own, channel_pieces = channel_pieces, announce(next_channel)
+            x = block.mix_channels(scheme, channel, own, vectors, x)
+        tendency, diagnostics, blend = self.head(scheme, heading, channel_pieces, vectors, x)
         keep = (1.0 - blend)[:, None, None]
         scale = self.tendency_scale[:, None, None]
         return torch.addcmul(state * keep, tendency, scale), diagnostics
@@ -422,10 +515,31 @@ class WeatherMixer(nn.Module):
         """The layout of every parameter by its full name."""
         return {
             f"{module.path}{name}": layout
-            for module in self.modules()
-            if isinstance(module, ShardedModule)
+            for module in self._sharded_modules()
             for name, layout in module.layouts.items()
         }
+
+    def initials(self) -> dict[str, Initial]:
+        """The initial values of every parameter by its full name."""
+        return {
+            f"{module.path}{name}": initial
+            for module in self._sharded_modules()
+            for name, initial in module.initials.items()
+        }
+
+    def _sharded_modules(self) -> Iterator[ShardedModule]:
+        return (module for module in self.modules() if isinstance(module, ShardedModule))
+
+    def _blocks(self) -> Iterator[MixerBlock]:
+        return (block for block in self.blocks if isinstance(block, MixerBlock))
+
+    def _gather_vectors(self) -> dict[str, Tensor]:
+        """The parts that compute of all vectors of the model, gathered together."""
+        weights: dict[str, Weight] = {}
+        for module in self._sharded_modules():
+            weights |= module.vectors()
+        values = gather_vectors(self.mesh, list(weights.values()))
+        return dict(zip(weights, values, strict=True))
 
     def make_resident(self) -> None:
         """Gathers every weight along its storage axes once and keeps it; for inference only.
@@ -433,6 +547,5 @@ class WeatherMixer(nn.Module):
         Communication:
             The all-gathers that a streamed step would make, once.
         """
-        for module in self.modules():
-            if isinstance(module, ShardedModule):
-                module.make_resident()
+        for module in self._sharded_modules():
+            module.make_resident()

@@ -1,7 +1,9 @@
 """Collectives on local tensors, counted; over an axis of one rank they do nothing.
 
-Two rules hold everywhere. Communication that only moves data travels as raw bytes, so every
-dtype works on every backend. Sums of bfloat16 are added in float32.
+Rules that hold everywhere. A collective is begun by `start_...`, which returns at once, and ended
+by `wait`. Communication that only moves data travels as raw bytes, so every dtype works on every
+backend. Sums of bfloat16 are added in float32. Meta tensors are counted and go nowhere, which is
+how `plan` looks at a mesh that does not exist.
 """
 
 import json
@@ -12,8 +14,9 @@ import torch
 import torch.distributed as dist
 
 from jigsaw_forecast import errors
-from jigsaw_forecast.parallel.accounting import Kind
+from jigsaw_forecast.parallel.accounting import Kind, Operation
 from jigsaw_forecast.parallel.mesh import Axis, Mesh
+from jigsaw_forecast.parallel.watch import waiting
 
 Result = TypeVar("Result")
 
@@ -21,15 +24,63 @@ Result = TypeVar("Result")
 _all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
-def all_gather(
+class Pending:
+    """A tensor that is on its way: its collective has begun and may not have ended.
+
+    On CPUs the backend's threads carry it, on GPUs a stream of its own.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        operation: Operation,
+        work: dist.Work | None,
+        buffers: Sequence[torch.Tensor],
+        finish: Callable[[], torch.Tensor],
+    ) -> None:
+        """Notes what travels; `finish` makes the result out of what has arrived."""
+        self._mesh = mesh
+        self._operation = operation
+        self._work = work
+        self._num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in buffers)
+        self._finish: Callable[[], torch.Tensor] | None = finish
+        mesh.traffic.begin(operation, self._num_bytes)
+
+    def wait(self) -> torch.Tensor:
+        """The result, once; the buffers are let go."""
+        assert self._finish is not None, "a result is taken once"
+        if self._work is not None:
+            with waiting(str(self._operation)):
+                self._work.wait()
+        self._mesh.traffic.end(self._operation, self._num_bytes)
+        result = self._finish()
+        self._finish = self._work = None
+        return result
+
+
+class Ready(Pending):
+    """A tensor that needs no communication."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        """Holds it."""
+        self._tensor: torch.Tensor | None = tensor
+
+    def wait(self) -> torch.Tensor:
+        """The tensor, once."""
+        tensor, self._tensor = self._tensor, None
+        assert tensor is not None, "a result is taken once"
+        return tensor
+
+
+def start_all_gather(
     mesh: Mesh,
     piece: torch.Tensor,
     axis_name: str,
     dim: int,
     kind: Kind,
     sizes: Sequence[int] | None = None,
-) -> torch.Tensor:
-    """The pieces of all ranks along an axis, joined along `dim`.
+) -> Pending:
+    """Begins to join the pieces of all ranks along an axis.
 
     Args:
         mesh: This rank's mesh.
@@ -44,65 +95,118 @@ def all_gather(
     """
     axis = mesh.axis(axis_name)
     if axis.size == 1:
-        return piece
-    length = piece.shape[dim]
-    sizes = [length] * axis.size if sizes is None else list(sizes)
-    longest = max(sizes)
-    front = piece.movedim(dim, 0)
-    if length < longest:
-        padding = front.new_zeros((longest - length, *front.shape[1:]))
-        front = torch.cat([front, padding])
-    front = front.contiguous()
-    gathered = front.new_empty((axis.size, *front.shape))
-    if front.numel():
-        _all_gather_single(_bytes(gathered), _bytes(front), group=axis.group)
-    mesh.traffic.add(axis.name, kind, (axis.size - 1) * front.numel() * front.element_size())
-    if min(sizes) == longest:
-        joined = gathered.flatten(0, 1)
-    else:
-        joined = torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
-    return joined.movedim(0, dim)
+        return Ready(piece)
+    own = piece.contiguous()
+    shapes = [own.shape] * axis.size
+    if sizes is not None:
+        shapes = [torch.Size((*own.shape[:dim], n, *own.shape[dim + 1 :])) for n in sizes]
+    longest = max(shape.numel() for shape in shapes)
+    if own.numel() < longest:
+        padding = own.new_zeros(longest - own.numel())
+        own = torch.cat([own.reshape(-1), padding])
+    gathered = own.new_empty((axis.size, longest))
+    work = None
+    if longest and not own.is_meta:
+        work = _all_gather_single(_bytes(gathered), _bytes(own), group=axis.group, async_op=True)
+    operation = Operation("all-gather", axis.name, kind, (axis.size - 1) * _num_bytes(own))
+
+    def finish() -> torch.Tensor:
+        if dim == 0 and len(set(shapes)) == 1:
+            return gathered.view(axis.size * shapes[0][0], *shapes[0][1:])
+        parts = [
+            row[: shape.numel()].view(shape) for row, shape in zip(gathered, shapes, strict=True)
+        ]
+        return torch.cat(parts, dim)
+
+    return Pending(mesh, operation, work, (own, gathered), finish)
 
 
-def reduce_scatter(
+def all_gather(
     mesh: Mesh,
-    partial: torch.Tensor,
+    piece: torch.Tensor,
     axis_name: str,
     dim: int,
     kind: Kind,
     sizes: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """This rank's part along `dim` of the sum of all ranks' tensors.
+    """The pieces of all ranks along an axis, joined along `dim`; see `start_all_gather`."""
+    return start_all_gather(mesh, piece, axis_name, dim, kind, sizes).wait()
+
+
+def start_reduce_scatter(
+    mesh: Mesh,
+    partial: torch.Tensor,
+    axis_name: str,
+    kind: Kind,
+    sizes: Sequence[int] | None = None,
+) -> Pending:
+    """Begins to sum all ranks' tensors; the result is this rank's part along dim 0.
 
     Built from an all-to-all and a local sum: Gloo implements its own reduce-scatter as an
-    all-reduce, which moves twice the bytes.
+    all-reduce, which moves twice the bytes. bfloat16 is summed in float32.
 
     Args:
         mesh: This rank's mesh.
-        partial: A term of the sum, of the full length along `dim`.
+        partial: A term of the sum, of the full length along dim 0; not changed until the end.
         axis_name: Mesh axis to sum over.
-        dim: Dim along which the sum is cut.
         kind: What the bytes are counted as.
-        sizes: Length of each rank's part along `dim`; None for equal parts.
+        sizes: Length of each rank's part; None for equal parts.
 
     Communication:
         One all-to-all over the axis; receives (size - 1) times the result.
     """
     axis = mesh.axis(axis_name)
     if axis.size == 1:
-        return partial
+        return Ready(partial)
     if sizes is None:
-        assert partial.shape[dim] % axis.size == 0
-        sizes = [partial.shape[dim] // axis.size] * axis.size
-    front = partial.movedim(dim, 0).contiguous()
+        assert partial.shape[0] % axis.size == 0
+        sizes = [partial.shape[0] // axis.size] * axis.size
+    outgoing = partial.contiguous()
     own = sizes[axis.index]
-    received = front.new_empty((axis.size * own, *front.shape[1:]))
-    _exchange(axis, front, list(sizes), received, [own] * axis.size)
-    row_bytes = front[:1].numel() * front.element_size()
-    mesh.traffic.add(axis.name, kind, (axis.size - 1) * own * row_bytes)
-    terms = received.view(axis.size, own, *front.shape[1:])
-    wide = torch.float32 if front.dtype in (torch.bfloat16, torch.float16) else front.dtype
-    return terms.sum(0, dtype=wide).to(front.dtype).movedim(0, dim)
+    received = outgoing.new_empty((axis.size, own, *outgoing.shape[1:]))
+    work = _start_exchange(axis, outgoing, list(sizes), received.flatten(0, 1), [own] * axis.size)
+    operation = Operation(
+        "reduce-scatter", axis.name, kind, (axis.size - 1) * _num_bytes(received[:1])
+    )
+
+    def finish() -> torch.Tensor:
+        if received.dtype in (torch.bfloat16, torch.float16):
+            return received.sum(0, dtype=torch.float32).to(received.dtype)
+        total = received[0] + received[1]
+        for term in received[2:]:
+            total += term
+        return total
+
+    return Pending(mesh, operation, work, (outgoing, received), finish)
+
+
+def reduce_scatter(
+    mesh: Mesh,
+    partial: torch.Tensor,
+    axis_name: str,
+    kind: Kind,
+    sizes: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """This rank's part along dim 0 of the sum of all ranks' tensors; see the starting form."""
+    return start_reduce_scatter(mesh, partial, axis_name, kind, sizes).wait()
+
+
+def start_average(mesh: Mesh, tensor: torch.Tensor, axis_name: str, kind: Kind) -> Pending:
+    """Begins to replace a tensor by its mean over an axis, in place.
+
+    Communication:
+        One all-reduce over the axis; a ring receives 2 (size - 1) / size of the tensor.
+    """
+    axis = mesh.axis(axis_name)
+    if axis.size == 1:
+        return Ready(tensor)
+    tensor.div_(axis.size)
+    work = None
+    if tensor.numel() and not tensor.is_meta:
+        work = dist.all_reduce(tensor, group=axis.group, async_op=True)
+    received = 2 * (axis.size - 1) * _num_bytes(tensor) // axis.size
+    operation = Operation("all-reduce", axis.name, kind, received)
+    return Pending(mesh, operation, work, (), lambda: tensor)
 
 
 def all_to_all(
@@ -126,7 +230,10 @@ def all_to_all(
     flat = torch.cat([part.reshape(-1) for part in outgoing])
     incoming_sizes = [torch.Size(shape).numel() for shape in shapes]
     received = flat.new_empty(sum(incoming_sizes))
-    _exchange(axis, flat, [part.numel() for part in outgoing], received, incoming_sizes)
+    work = _start_exchange(
+        axis, flat, [part.numel() for part in outgoing], received, incoming_sizes
+    )
+    _finish(work, f"all-to-all over {axis_name}")
     parts = received.split(incoming_sizes)
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -140,23 +247,30 @@ def exchange_rows(
         Point to point with both neighbours; receives as many bytes as it sends.
     """
     axis = mesh.domain
-    north, south = axis.index - 1, axis.index + 1
-    operations, received = [], []
-    for neighbour, outgoing in ((north, to_north), (south, to_south)):
-        if not 0 <= neighbour < axis.size or not outgoing.numel():
-            received.append(torch.empty_like(outgoing) if 0 <= neighbour < axis.size else None)
+    operations, received, num_received = [], [], 0
+    for neighbour, outgoing in ((axis.index - 1, to_north), (axis.index + 1, to_south)):
+        if not 0 <= neighbour < axis.size:
+            received.append(None)
             continue
         outgoing = outgoing.contiguous()
         incoming = torch.empty_like(outgoing)
-        operations += [
-            dist.P2POp(dist.isend, _bytes(outgoing), group=axis.group, group_peer=neighbour),
-            dist.P2POp(dist.irecv, _bytes(incoming), group=axis.group, group_peer=neighbour),
-        ]
         received.append(incoming)
-        mesh.traffic.add(axis.name, "activations", incoming.numel() * incoming.element_size())
-    if operations:
-        for work in dist.batch_isend_irecv(operations):
-            work.wait()
+        num_received += _num_bytes(incoming)
+        if outgoing.numel() and not outgoing.is_meta:
+            operations += [
+                dist.P2POp(dist.isend, _bytes(outgoing), group=axis.group, group_peer=neighbour),
+                dist.P2POp(dist.irecv, _bytes(incoming), group=axis.group, group_peer=neighbour),
+            ]
+    works = dist.batch_isend_irecv(operations) if operations else []
+
+    def finish() -> torch.Tensor:
+        for work in works:
+            _finish(work, "rows of the neighbours over domain")
+        return to_north
+
+    if num_received:
+        operation = Operation("rows", axis.name, "activations", num_received)
+        Pending(mesh, operation, None, (), finish).wait()
     return received[0], received[1]
 
 
@@ -167,8 +281,11 @@ def all_reduce_sum(tensor: torch.Tensor, axes: Sequence[Axis]) -> torch.Tensor:
         One all-reduce for each axis of more than one rank.
     """
     for axis in axes:
-        if axis.size > 1:
-            dist.all_reduce(tensor, group=axis.group)
+        if axis.size > 1 and not tensor.is_meta:
+            _finish(
+                dist.all_reduce(tensor, group=axis.group, async_op=True),
+                f"all-reduce over {axis.name}",
+            )
     return tensor
 
 
@@ -184,12 +301,14 @@ def gather_texts(mesh: Mesh, text: str) -> list[str]:
     payload = payload.to(mesh.device)
     lengths = torch.zeros(mesh.size, dtype=torch.int64, device=mesh.device)
     own = torch.tensor([payload.numel()], dtype=torch.int64, device=mesh.device)
-    _all_gather_single(lengths, own)
+    with waiting("gather of texts"):
+        _all_gather_single(lengths, own)
     longest = int(lengths.max())
     padded = torch.zeros(longest, dtype=torch.uint8, device=mesh.device)
     padded[: payload.numel()] = payload
     gathered = torch.empty(mesh.size * longest, dtype=torch.uint8, device=mesh.device)
-    _all_gather_single(gathered, padded)
+    with waiting("gather of texts"):
+        _all_gather_single(gathered, padded)
     rows = gathered.view(mesh.size, longest).cpu()
     return [
         json.loads(bytes(row[: int(length)].tolist()).decode())
@@ -241,26 +360,39 @@ def _error_name(failure: Exception) -> str:
 def barrier(mesh: Mesh) -> None:
     """Waits until every rank of the run is here."""
     if mesh.size > 1:
-        dist.barrier()
+        with waiting("barrier"):
+            dist.barrier()
 
 
-def _exchange(
+def _start_exchange(
     axis: Axis,
     outgoing: torch.Tensor,
     outgoing_rows: list[int],
     incoming: torch.Tensor,
     incoming_rows: list[int],
-) -> None:
-    """All-to-all of rows along dim 0; either side may have none."""
-    row = max(outgoing[:1].numel(), incoming[:1].numel())
-    element = outgoing.element_size()
-    dist.all_to_all_single(
+) -> dist.Work | None:
+    """Begins an all-to-all of rows along dim 0; either side may have none."""
+    if outgoing.is_meta:
+        return None
+    row_bytes = max(_num_bytes(outgoing[:1]), _num_bytes(incoming[:1]))
+    return dist.all_to_all_single(
         _bytes(incoming),
         _bytes(outgoing),
-        [rows * row * element for rows in incoming_rows],
-        [rows * row * element for rows in outgoing_rows],
+        [rows * row_bytes for rows in incoming_rows],
+        [rows * row_bytes for rows in outgoing_rows],
         group=axis.group,
+        async_op=True,
     )
+
+
+def _finish(work: dist.Work | None, name: str) -> None:
+    if work is not None:
+        with waiting(name):
+            work.wait()
+
+
+def _num_bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

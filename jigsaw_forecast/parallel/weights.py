@@ -1,4 +1,11 @@
-"""Stored weights: gathered along their storage axes before use, gradients scattered after."""
+"""Stored weights: gathered along their storage axes before use, gradients scattered after.
+
+A matrix computes cut over one axis and is stored cut over the other. Its gather is begun one layer
+ahead (`announce`) and ended where it is used (`Gathering.take`); in backward likewise, towards
+the front. Its gradient's reduce-scatter is begun where the gradient is made and ended when the
+layer before has made its own: autograd runs later-made nodes first, so the node of `announce`,
+made before the layer in front, comes after it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +14,15 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
-from jigsaw_forecast.parallel.collectives import all_gather, all_reduce_sum, reduce_scatter
-from jigsaw_forecast.parallel.layout import Layout
+from jigsaw_forecast.parallel.collectives import (
+    Pending,
+    all_gather,
+    all_reduce_sum,
+    reduce_scatter,
+    start_all_gather,
+    start_reduce_scatter,
+)
+from jigsaw_forecast.parallel.layout import Cut, Layout
 from jigsaw_forecast.parallel.mesh import Mesh
 
 Tensor = torch.Tensor
@@ -29,86 +43,194 @@ class Weight:
     is_resident: bool
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the autograd Functions need besides tensors.
-
-    Attributes:
-        mesh: This rank's mesh.
-        dtype: Of the products and of what travels.
-        layouts: Of each weight; None where it is resident and nothing is gathered.
-    """
-
-    mesh: Mesh
-    dtype: torch.dtype
-    layouts: tuple[Layout | None, ...]
-
-
 def gather_weight(mesh: Mesh, weight: Weight) -> Tensor:
     """The part of a weight that computes, in its own dtype; not differentiable.
 
     Communication:
         One all-gather over each storage axis of more than one rank.
     """
-    layout = None if weight.is_resident else weight.layout
-    plan = Plan(mesh, weight.piece.dtype, (layout,))
-    return gather_piece(weight.piece.detach(), layout, plan).contiguous()
+    values = weight.piece.detach()
+    if not weight.is_resident:
+        for cut, sizes in _steps(mesh, weight.layout):
+            values = all_gather(mesh, values, cut.axis, cut.dim, "weights", sizes)
+    return values.contiguous()
 
 
-def gather_piece(piece: Tensor, layout: Layout | None, plan: Plan) -> Tensor:
-    """The part that computes, in the plan's dtype; a resident weight (no layout) is cast only."""
-    weight = piece.to(plan.dtype)
-    if layout is not None:
-        for cut, shapes in layout.gather_steps(plan.mesh):
-            sizes = [shape[cut.dim] for shape in shapes]
-            weight = all_gather(plan.mesh, weight, cut.axis, cut.dim, "weights", sizes)
-    return weight
+def _steps(mesh: Mesh, layout: Layout) -> list[tuple[Cut, list[int]]]:
+    """The gathers that a layout needs: cuts over more than one rank, with the parts' lengths."""
+    return [
+        (cut, [shape[cut.dim] for shape in shapes])
+        for cut, shapes in layout.gather_steps(mesh)
+        if mesh.axis(cut.axis).size > 1
+    ]
 
 
-def scatter_gradient(grad: Tensor, layout: Layout | None, plan: Plan) -> Tensor:
-    """The complete gradient of the stored piece from this rank's term for the part computed."""
-    if layout is not None:
-        for cut, shapes in reversed(list(layout.gather_steps(plan.mesh))):
-            sizes = [shape[cut.dim] for shape in shapes]
-            grad = reduce_scatter(plan.mesh, grad, cut.axis, cut.dim, "weights", sizes)
-    return grad
+class Gathering:
+    """The matrices of one layer in one forward and its backward.
+
+    Attributes:
+        before: Gatherings of the layers in front, which backward begins when it is here.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        dtype: torch.dtype,
+        weights: Sequence[Weight],
+        before: Sequence["Gathering"] = (),
+    ) -> None:
+        """Begins nothing yet.
+
+        Args:
+            mesh: This rank's mesh.
+            dtype: Of the products and of what travels.
+            weights: Matrices, each stored cut over at most one axis of more than one rank.
+            before: Gatherings of the layers in front.
+        """
+        self.mesh = mesh
+        self.dtype = dtype
+        self.before = tuple(before)
+        self.pieces = tuple(weight.piece for weight in weights)
+        steps = [[] if w.is_resident else _steps(mesh, w.layout) for w in weights]
+        assert all(len(each) <= 1 for each in steps), "a matrix is stored cut over one axis"
+        self._steps = [each[0] if each else None for each in steps]
+        self._gathers: list[Pending | None] = []
+        self._scatters: list[Pending | None] = []
+
+    @property
+    def travels(self) -> bool:
+        """Whether anything is gathered at all."""
+        return any(step is not None for step in self._steps)
+
+    def start(self) -> None:
+        """Begins the gathers, unless they are under way.
+
+        Communication:
+            One all-gather for each matrix that is stored cut.
+        """
+        if self._gathers or not self.travels:
+            return
+        self._gathers = [
+            None
+            if step is None
+            else start_all_gather(
+                self.mesh, piece.detach().to(self.dtype), step[0].axis, step[0].dim, "weights",
+                step[1],
+            )
+            for piece, step in zip(self.pieces, self._steps, strict=True)
+        ]  # fmt: skip
+
+    def take(self) -> list[Tensor]:
+        """The parts that compute, in the products' dtype."""
+        self.start()
+        gathers = self._gathers or [None] * len(self.pieces)
+        self._gathers = []
+        return [
+            piece.detach().to(self.dtype) if pending is None else pending.wait()
+            for piece, pending in zip(self.pieces, gathers, strict=True)
+        ]
+
+    def start_before(self) -> None:
+        """Begins the gathers of the layers in front; called in backward."""
+        for gathering in self.before:
+            gathering.start()
+
+    def scatter(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Begins to sum the gradients of the parts computed; returns those of the pieces.
+
+        What travels is returned empty; `finish_scatter` puts the sum there.
+
+        Communication:
+            One reduce-scatter for each matrix that is stored cut.
+        """
+        assert not self._scatters
+        results = []
+        for piece, step, gradient in zip(self.pieces, self._steps, gradients, strict=True):
+            if step is None:
+                self._scatters.append(None)
+                results.append(gradient.to(piece.dtype))
+                continue
+            cut, sizes = step
+            front = gradient.movedim(cut.dim, 0)
+            pending = start_reduce_scatter(self.mesh, front, cut.axis, "weights", sizes)
+            self._scatters.append(pending)
+            results.append(torch.empty_like(piece))
+        return results
+
+    def finish_scatter(self, gradients: Sequence[Tensor]) -> None:
+        """Ends what `scatter` began and fills the gradients that it returned."""
+        scatters, self._scatters = self._scatters, []
+        for gradient, pending, step in zip(gradients, scatters, self._steps, strict=True):
+            if pending is not None and step is not None:
+                gradient.copy_(pending.wait().movedim(0, step[0].dim))
+
+
+class _Announce(Function):
+    """The pieces themselves; forward begins their gather, backward ends their gradients' sum."""
+
+    @staticmethod
+    def forward(ctx: Any, gathering: Gathering, *pieces: Tensor) -> tuple[Tensor, ...]:
+        ctx.gathering = gathering
+        gathering.start()
+        return tuple(piece.view_as(piece) for piece in pieces)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        ctx.gathering.finish_scatter(gradients)
+        return (None, *gradients)
+
+
+def announce(gathering: Gathering) -> tuple[Tensor, ...]:
+    """The pieces to differentiate by; their gather begins now.
+
+    Call it one layer ahead of the layer that takes the weights.
+
+    Communication:
+        Forward: the gathers of `Gathering.start`, awaited by `take`. Backward: ends the
+        reduce-scatters that the layer's own backward began.
+    """
+    if not gathering.travels:
+        return gathering.pieces
+    pieces: tuple[Tensor, ...] = _Announce.apply(gathering, *gathering.pieces)
+    return pieces
 
 
 class _GatherVectors(Function):
     """Gathers many small parameters with one collective for each storage axis."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, *pieces: Tensor) -> tuple[Tensor, ...]:
-        ctx.plan = plan
+    def forward(
+        ctx: Any, mesh: Mesh, layouts: Sequence[Layout | None], *pieces: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.mesh, ctx.rounds = mesh, _vector_rounds(mesh, layouts)
         values = list(pieces)
-        for steps in _vector_rounds(plan):
-            _gather_round(plan.mesh, values, steps)
+        for steps in ctx.rounds:
+            _gather_round(mesh, values, steps)
         return tuple(value.clone() if value is piece else value for value, piece in
                      zip(values, pieces, strict=True))  # fmt: skip
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         values = list(grads)
-        for steps in reversed(_vector_rounds(ctx.plan)):
-            _scatter_round(ctx.plan.mesh, values, steps)
-        return (None, *values)
+        for steps in reversed(ctx.rounds):
+            _scatter_round(ctx.mesh, values, steps)
+        return (None, None, *values)
 
 
 _Round = tuple[str, list[tuple[int, list[int]]]]
 
 
-def _vector_rounds(plan: Plan) -> list[_Round]:
+def _vector_rounds(mesh: Mesh, layouts: Sequence[Layout | None]) -> list[_Round]:
     """Rounds of (axis, [(which vector, lengths of its parts)]): domain first, then tensor."""
     rounds: list[_Round] = []
     for axis in ("domain", "tensor"):
-        if plan.mesh.axis(axis).size == 1:
-            continue
-        members = []
-        for position, layout in enumerate(plan.layouts):
-            for cut, shapes in layout.gather_steps(plan.mesh) if layout is not None else ():
-                if cut.axis == axis:
-                    assert len(shapes[0]) == 1, "only vectors are gathered together"
-                    members.append((position, [shape[0] for shape in shapes]))
+        members = [
+            (position, sizes)
+            for position, layout in enumerate(layouts)
+            if layout is not None
+            for cut, sizes in _steps(mesh, layout)
+            if cut.axis == axis
+        ]
         if members:
             rounds.append((axis, members))
     return rounds
@@ -134,7 +256,7 @@ def _scatter_round(mesh: Mesh, values: list[Tensor], steps: _Round) -> None:
     split = [values[position].split(lengths) for position, lengths in members]
     by_rank = [torch.cat([parts[rank] for parts in split]) for rank in range(num_ranks)]
     totals = [part.numel() for part in by_rank]
-    own = reduce_scatter(mesh, torch.cat(by_rank), axis, 0, "weights", totals)
+    own = reduce_scatter(mesh, torch.cat(by_rank), axis, "weights", totals)
     pieces = own.split([lengths[index] for _, lengths in members])
     for (position, _), piece in zip(members, pieces, strict=True):
         values[position] = piece
@@ -150,14 +272,8 @@ def gather_vectors(mesh: Mesh, weights: Sequence[Weight]) -> tuple[Tensor, ...]:
     if mesh.model.size == 1 or all(weight.is_resident for weight in weights):
         return tuple(weight.piece for weight in weights)
     layouts = tuple(None if weight.is_resident else weight.layout for weight in weights)
-    plan = Plan(mesh, weights[0].piece.dtype, layouts)
-    gathered: tuple[Tensor, ...] = _GatherVectors.apply(plan, *(w.piece for w in weights))
+    gathered: tuple[Tensor, ...] = _GatherVectors.apply(mesh, layouts, *(w.piece for w in weights))
     return gathered
-
-
-def storage_layouts(*weights: Weight) -> tuple[Layout | None, ...]:
-    """The layouts to gather by: None for each resident weight."""
-    return tuple(None if weight.is_resident else weight.layout for weight in weights)
 
 
 def global_norm(mesh: Mesh, tensors: Sequence[Tensor]) -> Tensor:

@@ -1,7 +1,10 @@
 """What the ranks run: one small WeatherMixer, every odd case of the layouts in it."""
 
+from functools import partial
+
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
@@ -53,9 +56,19 @@ def sample(seed: int, num_maps: int, rows: int, columns: int) -> torch.Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def train_step(mesh: Mesh, resident: bool = False) -> dict[str, Piece]:
-    """Two rollout steps, loss, gradients, gradient norm and one AdamW step: every piece."""
+def train_step(
+    mesh: Mesh,
+    resident: bool = False,
+    num_chunks: int | None = None,
+    recompute: str = "nothing",
+) -> dict[str, Piece]:
+    """Two rollout steps, loss, gradients, gradient norm and one AdamW step: every piece.
+
+    `recompute` is "nothing", "hidden" (features of the mixings) or "steps" (whole model steps).
+    """
     model = make_model(mesh)
+    model.num_chunks = num_chunks
+    model.recompute_hidden = recompute == "hidden"
     config, pieces = model.config, model.pieces
     rows, columns = config.grid_object.num_lat, config.grid_object.num_lon
     maps = {
@@ -70,8 +83,9 @@ def train_step(mesh: Mesh, resident: bool = False) -> dict[str, Piece]:
     }
     state = local["state"].requires_grad_()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    first, rain = model(state, local["forcing"])
-    second, more_rain = model(first, local["forcing"])
+    step = partial(checkpoint, model, use_reentrant=False) if recompute == "steps" else model
+    first, rain = step(state, local["forcing"])
+    second, more_rain = step(first, local["forcing"])
     loss = (second - local["target"]).square().sum() + (rain * more_rain - local["rain"]).sum()
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
