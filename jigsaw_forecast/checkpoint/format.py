@@ -1,29 +1,38 @@
 """The inference checkpoint: a folder with `model.json` and safetensors shards; no pickle.
 
 Weights are stored as blocks cut over their sharded dims, so that the piece of any rank on any
-mesh is whole blocks or a slice of few.
+mesh is whole blocks or a slice of few. Each block has a digest of its own, so that a rank checks
+what it reads by reading it once.
 
-Compatibility: a reader accepts its own `FORMAT_VERSION` and refuses every other; a change that
-older readers would misread raises it.
+Compatibility: a reader accepts the versions in `READABLE_VERSIONS` and refuses every other; a
+writer writes `FORMAT_VERSION`, which a change that older readers would misread raises. Version 1
+has digests of whole shards only: its shards are read through once before its blocks are read.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from math import prod
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from jigsaw_forecast.checkpoint.progress import ByteProgress
 from jigsaw_forecast.errors import CheckpointError
 from jigsaw_forecast.model.config import ModelConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 MANIFEST = "model.json"
 CHECKPOINTS_VARIABLE = "JIGSAW_CHECKPOINTS"
 _HASH_CHUNK_BYTES = 1 << 22
+
+Part = tuple[slice, ...]  # of a whole tensor
 
 
 class ShardRecord(BaseModel):
@@ -35,8 +44,29 @@ class ShardRecord(BaseModel):
     num_bytes: int
 
 
+class Block(NamedTuple):
+    """One block of a tensor.
+
+    Attributes:
+        part: Its place in the whole tensor.
+        key: Its name in the shard.
+        shard: The file that holds it.
+        sha256: Of its bytes; empty in version 1.
+    """
+
+    part: Part
+    key: str
+    shard: str
+    sha256: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its lengths."""
+        return tuple(piece.stop - piece.start for piece in self.part)
+
+
 class TensorRecord(BaseModel):
-    """One tensor: its full shape, how many blocks cut each dim, and the shard of each block."""
+    """One tensor: its full shape, how many blocks cut each dim, shard and digest of each block."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,16 +74,32 @@ class TensorRecord(BaseModel):
     dtype: str
     num_blocks: tuple[int, ...]
     shards: tuple[str, ...]  # by block, last dim fastest
+    digests: tuple[str, ...] = ()  # likewise, sha256; none in version 1
 
-    def blocks(self) -> Iterator[tuple[tuple[slice, ...], str, str]]:
-        """Every block: its place in the whole tensor, the suffix of its key, its shard."""
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "TensorRecord":
+        if self.dtype not in ITEM_BYTES:
+            raise ValueError(f"dtype {self.dtype} is none of {', '.join(ITEM_BYTES)}")
+        count = prod(self.num_blocks)
+        is_cut = len(self.num_blocks) == len(self.shape) and min(self.num_blocks, default=1) > 0
+        if not is_cut or len(self.shards) != count or len(self.digests) not in (0, count):
+            raise ValueError("shape, num_blocks, shards and digests do not fit together")
+        return self
+
+    def blocks(self, name: str) -> Iterator[Block]:
+        """Every block of this tensor, whose name is given."""
         bounds = [block_bounds(n, k) for n, k in zip(self.shape, self.num_blocks, strict=True)]
         places = product(*(range(k) for k in self.num_blocks))
-        for place, shard in zip(places, self.shards, strict=True):
-            slices = tuple(
+        digests = self.digests or ("",) * len(self.shards)
+        for place, shard, sha256 in zip(places, self.shards, digests, strict=True):
+            part = tuple(
                 slice(bound[i], bound[i + 1]) for bound, i in zip(bounds, place, strict=True)
             )
-            yield slices, ",".join(map(str, place)), shard
+            yield Block(part, f"{name}@{','.join(map(str, place))}", shard, sha256)
+
+    def num_bytes(self, block: Block) -> int:
+        """Size of one of its blocks."""
+        return prod(block.shape) * ITEM_BYTES[self.dtype]
 
 
 class Manifest(BaseModel):
@@ -81,10 +127,28 @@ class Manifest(BaseModel):
     shards: dict[str, ShardRecord]
     digest: str = ""  # sha256 of all the rest
 
+    @model_validator(mode="after")
+    def _has_block_digests(self) -> "Manifest":
+        bare = [name for name, record in self.tensors.items() if not record.digests]
+        if bare and self.format_version > 1:
+            raise ValueError(f"missing digests of the blocks of {', '.join(bare)}")
+        return self
+
     def compute_digest(self) -> str:
         """The sha256 of everything but `digest`."""
         rest = self.model_dump(mode="json", exclude={"digest"})
+        if self.format_version == 1:
+            for record in rest["tensors"].values():
+                del record["digests"]
         return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+    def header_bytes(self) -> dict[str, int]:
+        """What each shard holds before its blocks, in bytes."""
+        sizes = {name: shard.num_bytes for name, shard in self.shards.items()}
+        for name, record in self.tensors.items():
+            for block in record.blocks(name):
+                sizes[block.shard] -= record.num_bytes(block)
+        return sizes
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -112,7 +176,7 @@ def check_complete(folder: Path, manifest: Manifest, shapes: Mapping[str, tuple[
         shapes: Full shape of every parameter of the architecture.
 
     Raises:
-        CheckpointError: Names everything that is missing or of another shape.
+        CheckpointError: Names everything that is missing, unknown or of another shape.
     """
     config = manifest.architecture
     num_fields, num_diagnostics = len(config.fields), len(config.diagnostics)
@@ -127,6 +191,7 @@ def check_complete(folder: Path, manifest: Manifest, shapes: Mapping[str, tuple[
         **{f"statics.{name}": map_shape for name in manifest.statics},
     }
     problems = [f"missing tensor {name}" for name in needed if name not in manifest.tensors]
+    problems += [f"unknown tensor {name}" for name in manifest.tensors if name not in needed]
     problems += [
         f"{name} has shape {record.shape}, its architecture needs {needed[name]}"
         for name, record in manifest.tensors.items()
@@ -175,9 +240,10 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise CheckpointError(
-            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; "
+            f"{path}: format version {version}, this program reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; "
             "export the checkpoint again or use the program version that wrote it"
         )
     try:
@@ -204,28 +270,57 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def damaged_shards(folder: Path, shards: Mapping[str, ShardRecord]) -> list[str]:
-    """One line for each shard that is missing, truncated or altered."""
+def misfit_shards(folder: Path, shards: Mapping[str, ShardRecord]) -> list[str]:
+    """One line for each shard that is missing or of another size; opens none."""
     problems = []
     for name, record in shards.items():
         path = folder / name
         if not path.is_file():
             problems.append(f"missing {path}")
-        elif path.stat().st_size != record.num_bytes:
-            size = path.stat().st_size
+        elif (size := path.stat().st_size) != record.num_bytes:
             problems.append(f"{path}: {size} bytes, expected {record.num_bytes}")
-        elif (found := file_digest(path)) != record.sha256:
-            problems.append(f"{path}: sha256 {found[:12]}..., expected {record.sha256[:12]}...")
     return problems
 
 
-def verify_digests(folder: Path) -> None:
-    """Compares every shard with its digest.
+def damaged_shards(
+    folder: Path, shards: Mapping[str, ShardRecord], advance: Callable[[int], None] | None = None
+) -> list[str]:
+    """One line for each shard that is missing, truncated or altered; read in parallel threads.
+
+    Args:
+        folder: Of the checkpoint.
+        shards: Which to look at.
+        advance: Called from any thread with the number of bytes just read.
+    """
+
+    def check(item: tuple[str, ShardRecord]) -> list[str]:
+        name, record = item
+        if problems := misfit_shards(folder, {name: record}):
+            return problems
+        try:
+            found = file_digest(folder / name, advance)
+        except OSError as error:
+            return [f"{folder / name}: cannot be read: {error.strerror}"]
+        if found == record.sha256:
+            return []
+        return [f"{folder / name}: sha256 {found[:12]}..., expected {record.sha256[:12]}..."]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves the interpreter free
+        return [problem for found in pool.map(check, shards.items()) for problem in found]
+
+
+def verify_digests(folder: Path) -> Manifest:
+    """Compares every shard with its digest, shows progress and returns the manifest.
 
     Raises:
         CheckpointError: Names every shard that is missing, truncated or altered.
     """
-    raise_if_damaged(folder, damaged_shards(folder, read_manifest(folder).shards))
+    manifest = read_manifest(folder)
+    total = sum(shard.num_bytes for shard in manifest.shards.values())
+    with ByteProgress(f"verifying {manifest.name}", total) as progress:
+        problems = damaged_shards(folder, manifest.shards, progress.advance)
+    raise_if_damaged(folder, problems)
+    return manifest
 
 
 def raise_if_damaged(folder: Path, problems: Sequence[str]) -> None:
@@ -240,10 +335,12 @@ def raise_if_damaged(folder: Path, problems: Sequence[str]) -> None:
         )
 
 
-def file_digest(path: Path) -> str:
-    """The sha256 of a file, hexadecimal."""
+def file_digest(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """The sha256 of a file, hexadecimal; `advance` is called with the bytes of each chunk."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
+            if advance is not None:
+                advance(len(chunk))
     return digest.hexdigest()

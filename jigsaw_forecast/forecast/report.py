@@ -30,6 +30,8 @@ class RankReport:
     input_bytes_read: int = 0
     output_bytes_written: int = 0
     bytes_received_per_step: dict[str, dict[str, float]] = field(default_factory=dict)
+    collectives_per_step: dict[str, dict[str, float]] = field(default_factory=dict)
+    peak_buffer_bytes: int = 0  # most bytes held at once by collectives under way
     flops_per_step: int = 0
 
 
@@ -45,6 +47,7 @@ class RunMeter:
         self._began = time.perf_counter()
         self.num_steps = 0
         self._received: dict[str, dict[str, int]] = {}
+        self._collectives: dict[str, dict[str, int]] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -58,7 +61,8 @@ class RunMeter:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Counts one rollout step: its time, what it received and, the first time, operations."""
-        before = self.mesh.traffic.received()
+        traffic = self.mesh.traffic
+        received, collectives = traffic.received(), traffic.collectives()
         with self.phase("rollout"):
             if self.num_steps == 0:
                 with FlopCounterMode(display=False) as counter:
@@ -66,11 +70,8 @@ class RunMeter:
                 self.ranks.flops_per_step = counter.get_total_flops()
             else:
                 yield
-        after = self.mesh.traffic.received()
-        for axis, kinds in after.items():
-            total = self._received.setdefault(axis, dict.fromkeys(kinds, 0))
-            for kind, num_bytes in kinds.items():
-                total[kind] += num_bytes - before[axis][kind]
+        _add_difference(self._received, traffic.received(), received)
+        _add_difference(self._collectives, traffic.collectives(), collectives)
         self.num_steps += 1
 
     def write(self, path: Path, header: dict[str, Any]) -> None:
@@ -84,11 +85,9 @@ class RunMeter:
         """
         own = self.ranks
         own.peak_memory_bytes = peak_memory_bytes(self.mesh.device)
-        steps = max(self.num_steps, 1)
-        own.bytes_received_per_step = {
-            axis: {kind: num_bytes / steps for kind, num_bytes in kinds.items()}
-            for axis, kinds in self._received.items()
-        }
+        own.peak_buffer_bytes = self.mesh.traffic.peak_buffer_bytes
+        own.bytes_received_per_step = _divided(self._received, max(self.num_steps, 1))
+        own.collectives_per_step = _divided(self._collectives, max(self.num_steps, 1))
         ranks = [json.loads(text) for text in gather_texts(self.mesh, json.dumps(asdict(own)))]
         together(self.mesh, lambda: self._save(path, header, ranks))
 
@@ -107,6 +106,23 @@ class RunMeter:
             path.write_text(json.dumps(report, indent=1) + "\n")
         except OSError as error:
             raise OutputError(f"cannot write the report {path}: {error.strerror}") from error
+
+
+Counts = dict[str, dict[str, int]]  # axis -> kind or name -> count
+
+
+def _add_difference(total: Counts, after: Counts, before: Counts) -> None:
+    for axis, counts in after.items():
+        own = total.setdefault(axis, {})
+        for name, count in counts.items():
+            own[name] = own.get(name, 0) + count - before[axis].get(name, 0)
+
+
+def _divided(total: Counts, number: int) -> dict[str, dict[str, float]]:
+    return {
+        axis: {name: count / number for name, count in counts.items()}
+        for axis, counts in total.items()
+    }
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -43,6 +43,7 @@ class Traffic:
         """Starts at zero."""
         self.observer: Observer | None = None
         self._buffer_bytes = 0
+        self.peak_buffer_bytes = 0
         self.reset()
 
     def begin(self, operation: Operation, buffer_bytes: int) -> None:

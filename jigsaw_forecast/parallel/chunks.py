@@ -51,7 +51,7 @@ class GatheredChunks:
 class ScatteredChunks:
     """Sums that arrive one after the other and are put in their place."""
 
-    def __init__(self, put: Callable[[slice, torch.Tensor], None]) -> None:
+    def __init__(self, put: Callable[[slice, torch.Tensor], object]) -> None:
         """`put` takes a chunk's place and its sum."""
         self._put = put
         self._pending: tuple[slice, Pending] | None = None

@@ -191,22 +191,19 @@ def reduce_scatter(
     return start_reduce_scatter(mesh, partial, axis_name, kind, sizes).wait()
 
 
-def start_average(mesh: Mesh, tensor: torch.Tensor, axis_name: str, kind: Kind) -> Pending:
-    """Begins to replace a tensor by its mean over an axis, in place.
+def average_in_future(mesh: Mesh, tensor: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+    """Begins to replace a gradient by its mean over the data axis, in place.
 
     Communication:
-        One all-reduce over the axis; a ring receives 2 (size - 1) / size of the tensor.
+        One all-reduce over data; a ring receives 2 (size - 1) / size of the tensor.
     """
-    axis = mesh.axis(axis_name)
-    if axis.size == 1:
-        return Ready(tensor)
-    tensor.div_(axis.size)
-    work = None
-    if tensor.numel() and not tensor.is_meta:
-        work = dist.all_reduce(tensor, group=axis.group, async_op=True)
+    axis = mesh.data
     received = 2 * (axis.size - 1) * _num_bytes(tensor) // axis.size
-    operation = Operation("all-reduce", axis.name, kind, received)
-    return Pending(mesh, operation, work, (), lambda: tensor)
+    mesh.traffic.begin(Operation("all-reduce", axis.name, "weights", received), 0)
+    work = dist.all_reduce(tensor.div_(axis.size), group=axis.group, async_op=True)
+    assert work is not None
+    future: torch.futures.Future[list[torch.Tensor]] = work.get_future()
+    return future.then(lambda done: done.value()[0])
 
 
 def all_to_all(
@@ -247,7 +244,9 @@ def exchange_rows(
         Point to point with both neighbours; receives as many bytes as it sends.
     """
     axis = mesh.domain
-    operations, received, num_received = [], [], 0
+    operations: list[dist.P2POp] = []
+    received: list[torch.Tensor | None] = []
+    num_received = 0
     for neighbour, outgoing in ((axis.index - 1, to_north), (axis.index + 1, to_south)):
         if not 0 <= neighbour < axis.size:
             received.append(None)
@@ -375,7 +374,7 @@ def _start_exchange(
     if outgoing.is_meta:
         return None
     row_bytes = max(_num_bytes(outgoing[:1]), _num_bytes(incoming[:1]))
-    return dist.all_to_all_single(
+    work: dist.Work | None = dist.all_to_all_single(
         _bytes(incoming),
         _bytes(outgoing),
         [rows * row_bytes for rows in incoming_rows],
@@ -383,6 +382,7 @@ def _start_exchange(
         group=axis.group,
         async_op=True,
     )
+    return work
 
 
 def _finish(work: dist.Work | None, name: str) -> None:

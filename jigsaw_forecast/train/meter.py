@@ -76,6 +76,7 @@ class Meter:
             "flops_per_second": self._flops_per_step * num_steps / seconds,
             "peak_memory_bytes": peak_memory_bytes(self._mesh.device),
             "bytes_received": self._bytes() - self._start_bytes,
+            "peak_buffer_bytes": self._mesh.traffic.peak_buffer_bytes,
         }
 
     def _bytes(self) -> int:

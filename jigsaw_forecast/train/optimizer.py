@@ -8,11 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from jigsaw_forecast.parallel.collectives import all_reduce_sum
-from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.train.schema import Phase, TrainSection
-
-BUCKET_ELEMENTS = 8 << 20  # 32 MB of float32: large enough for full bandwidth
 
 
 def make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
@@ -50,35 +46,6 @@ def learning_rate(phase: Phase, warmup_steps: int, step: int) -> float:
         return phase.learning_rate * (step + 1) / warmup_steps
     past = (step - warmup_steps) / max(phase.num_steps - warmup_steps, 1)
     return phase.learning_rate * 0.5 * (1.0 + math.cos(math.pi * past))
-
-
-def average_gradients(parameters: Sequence[nn.Parameter], mesh: Mesh) -> None:
-    """Replaces each gradient by its mean over the data replicas.
-
-    Communication:
-        All-reduces over data, in buckets; a ring receives 2 (size - 1) / size of the gradients.
-    """
-    if mesh.data.size == 1:
-        return
-    bucket: list[torch.Tensor] = []
-    for position, parameter in enumerate(parameters):
-        assert parameter.grad is not None
-        bucket.append(parameter.grad)
-        is_last = position == len(parameters) - 1
-        if is_last or sum(grad.numel() for grad in bucket) >= BUCKET_ELEMENTS:
-            _average(bucket, mesh)
-            bucket = []
-
-
-def _average(gradients: list[torch.Tensor], mesh: Mesh) -> None:
-    size = mesh.data.size
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).div_(size)
-    all_reduce_sum(flat, (mesh.data,))
-    num_bytes = flat.numel() * flat.element_size()
-    mesh.traffic.add("data", "weights", 2 * (size - 1) * num_bytes // size)
-    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
 
 
 def local_gradient_square(parameters: Sequence[nn.Parameter]) -> torch.Tensor:

@@ -26,17 +26,17 @@ from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.collectives import all_reduce_sum, gather_texts, together
 from jigsaw_forecast.parallel.mesh import Mesh, choose_device, make_mesh
 from jigsaw_forecast.recipe import load_recipe
-from jigsaw_forecast.train.loss import LossWeights, loss_weights, rollout_loss
+from jigsaw_forecast.train.loss import loss_weights
 from jigsaw_forecast.train.meter import Meter
 from jigsaw_forecast.train.optimizer import (
     AveragedWeights,
-    average_gradients,
     learning_rate,
     local_gradient_square,
     make_optimizer,
     phase_at,
 )
 from jigsaw_forecast.train.output import TrainOutput, load_progress, save_progress
+from jigsaw_forecast.train.replicas import RolloutLoss, over_replicas
 from jigsaw_forecast.train.schema import TrainRecipe
 from jigsaw_forecast.train.validation import Validation
 
@@ -114,7 +114,7 @@ class _Run:
     output: TrainOutput
     mesh: Mesh
     model: WeatherMixer
-    weights: LossWeights
+    loss: Callable[[Batch], torch.Tensor]
     data: TrainingSet
     validation: Validation
     statistics: Statistics
@@ -165,6 +165,8 @@ def _prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh, stop: _Stop) 
     config = recipe.model
     model = WeatherMixer(config, mesh, seed=recipe.seed)
     model.compute_dtype = compute_dtype(recipe.train.precision, mesh.device)
+    model.num_chunks = recipe.train.num_chunks
+    model.recompute_hidden = recipe.train.recompute_hidden
     all_fields = (*config.prognostic_fields, *config.diagnostic_fields)
     store = together(mesh, lambda: WeatherStore(recipe.data.path, all_fields))
     model_rows = slice(0, config.grid_object.num_model_lat)
@@ -194,7 +196,9 @@ def _prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh, stop: _Stop) 
         output=output,
         mesh=mesh,
         model=model,
-        weights=weights,
+        loss=over_replicas(
+            RolloutLoss(model, weights, recompute=recipe.train.recompute_activations), mesh
+        ),
         data=train,
         validation=together(
             mesh, lambda: Validation(validation, statistics, num_inits, model, weights)
@@ -311,13 +315,12 @@ def _train_step(run: _Run, batch: Batch, rate: float, meter: Meter, stop: _Stop)
     """Forward, backward and one AdamW step.
 
     Communication:
-        The model's own; gradients averaged over data; one all-reduce of three numbers (squared
+        The model's own and that of `over_replicas`; one all-reduce of three numbers (squared
         gradient norm, loss, whether a rank was signalled) over each axis.
     """
     train, mesh = run.recipe.train, run.mesh
-    loss = rollout_loss(run.model, batch, run.weights, recompute=train.recompute_activations)
+    loss = run.loss(batch)
     loss.backward()  # type: ignore[no-untyped-call]
-    average_gradients(run.parameters, mesh)
     shared = torch.stack(
         [
             local_gradient_square(run.parameters) / mesh.data.size,

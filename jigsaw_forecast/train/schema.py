@@ -71,6 +71,8 @@ class TrainSection(_Section):
     diagnostic_weight: NotNegative = 0.05  # of the diagnostics' loss against the state's
     field_weights: dict[str, NotNegative] = {}  # by short name (z500) or variable; default 1
     recompute_activations: bool = False  # of each model step in backward: less memory, 4/3 the work
+    recompute_hidden: bool = False  # of each mixing in backward: less memory, 7/6 the work
+    num_chunks: Count | None = None  # activations travel in so many; default: 512 and longer, <= 8
     phases: Annotated[tuple[Phase, ...], Setting(min_length=1)]
 
     @property
