@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from jigsaw_forecast.checkpoint.load import LoadedModel
+from jigsaw_forecast.checkpoint.load import LoadedModel, Normalisation
 from jigsaw_forecast.data.forcings import ForcingMaps
+from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.state import State
 
 
@@ -36,15 +37,37 @@ def rollout(
     Communication:
         That of the model's forward, each step.
     """
-    model, norm = loaded.model, loaded.normalisation
+    norm = loaded.normalisation
     step = np.timedelta64(loaded.manifest.architecture.step_hours, "h").astype("timedelta64[s]")
-    group = model.pieces.forcings
+    group = loaded.model.pieces.forcings
     num_prognostic = norm.mean.shape[0]
     state = ((initial.data[:num_prognostic] - norm.mean) / norm.std)[None]
     for index in range(num_steps):
         lead_time = initial.lead_time + index * step
         maps = forcings.at(initial.init_time + lead_time)[group]
-        state, diagnostics = model(state, torch.from_numpy(maps)[None].to(state.device))
-        physical = state[0] * norm.std + norm.mean
-        rain = (diagnostics[0] * norm.diagnostic_std + norm.diagnostic_mean).clamp_min(0.0)
-        yield initial.at(torch.cat([physical, rain]), lead_time + step)
+        forcing = torch.from_numpy(maps)[None].to(state.device)
+        state, physical = advance(loaded.model, norm, state, forcing)
+        yield initial.at(physical, lead_time + step)
+
+
+def advance(
+    model: WeatherMixer, norm: Normalisation, state: torch.Tensor, forcing: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One model step: the next normalised state and all fields in physical units.
+
+    Args:
+        model: The model on this rank.
+        norm: This rank's piece of the normalisation.
+        state: Normalised, [1, F_j, Y_i, X].
+        forcing: At the start of the step, [1, G_j, Y_i, X].
+
+    Returns:
+        [1, F_j, Y_i, X] and [F_j + D_j, Y_i, X].
+
+    Communication:
+        That of the model's forward.
+    """
+    state, diagnostics = model(state, forcing)
+    physical = state[0] * norm.std + norm.mean
+    rain = (diagnostics[0] * norm.diagnostic_std + norm.diagnostic_mean).clamp_min(0.0)
+    return state, torch.cat([physical, rain])

@@ -36,6 +36,7 @@ from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.weather_mixer import sample_pieces
 from jigsaw_forecast.parallel.collectives import together
 from jigsaw_forecast.parallel.mesh import Mesh, choose_device, close_mesh, make_mesh
+from jigsaw_forecast.parallel.watch import note
 from jigsaw_forecast.state import State
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ def run_forecast(request: RunRequest) -> None:
     folder = find_checkpoint(request.checkpoint)
     config = read_manifest(folder).architecture
     config.check_mesh(request.mesh.get("domain", 1), request.mesh.get("tensor", 1))
-    mesh = make_mesh(request.mesh, choose_device(request.device))
+    plan = {"request": repr(request), "checkpoint": read_manifest(folder).digest}
+    mesh = make_mesh(request.mesh, choose_device(request.device), plan)
     try:
         _run(request, folder, config, mesh)
     finally:
@@ -175,7 +177,8 @@ def _forecast(
         with meter.phase("write"):
             products.write(config, initial)
     states = rollout(loaded, make_forcings(loaded), initial, schedule.num_steps)
-    for _ in range(schedule.num_steps):
+    for step in range(1, schedule.num_steps + 1):
+        note(f"the step to lead time {step * config.step_hours} h")
         with meter.step():
             state = next(states)
         together(mesh, partial(_check_finite, state))

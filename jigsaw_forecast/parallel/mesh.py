@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,11 +11,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from jigsaw_forecast.errors import MeshError
+from jigsaw_forecast import __version__
+from jigsaw_forecast.errors import MeshError, StoppedError
 from jigsaw_forecast.parallel.accounting import Traffic
+from jigsaw_forecast.parallel.agreement import agree_on_plan
+from jigsaw_forecast.parallel.watch import read_timeout_s, start_watch, stop_watch
 
 AXIS_NAMES = ("data", "domain", "tensor")
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+# torch's own timeout comes after the watch's, which can say who is missed
+GRACE_AFTER_WATCH_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,11 @@ def single_rank_mesh(device: str | torch.device = "cpu") -> Mesh:
     return Mesh(data, domain, tensor, model, torch.device(device))
 
 
-def make_mesh(degrees: Mapping[str, int], device: str | torch.device = "cpu") -> Mesh:
+def make_mesh(
+    degrees: Mapping[str, int],
+    device: str | torch.device = "cpu",
+    plan: Mapping[str, str] | None = None,
+) -> Mesh:
     """The mesh with these degrees over all ranks of the run.
 
     Starts torch.distributed from the launcher's environment where it has not been started.
@@ -135,12 +144,15 @@ def make_mesh(degrees: Mapping[str, int], device: str | torch.device = "cpu") ->
     Args:
         degrees: Degree by axis name; axes left out are 1.
         device: `cpu` or `cuda`; on CUDA the rank takes device LOCAL_RANK.
+        plan: What this rank is about to do, by name; compared with the other ranks' together
+            with versions and mesh.
 
     Raises:
-        MeshError: The degrees do not multiply to the number of ranks.
+        MeshError: The degrees do not multiply to the number of ranks, or ranks differ.
+        StoppedError: Not all ranks came in time.
 
     Communication:
-        Creates the process groups; every rank must call it with the same degrees.
+        Starts the watch, compares the plans through the store, creates the process groups.
     """
     full = check_degrees(degrees)
     size = math.prod(full.values())
@@ -151,10 +163,20 @@ def make_mesh(degrees: Mapping[str, int], device: str | torch.device = "cpu") ->
     if size == 1 and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return single_rank_mesh(device)
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        _join(device)
+    start_watch()
+    text = ",".join(f"{name}={degree}" for name, degree in full.items())
+    agree_on_plan(
+        {
+            "jigsaw-forecast": __version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "mesh": text,
+            "device": device.type,
+        }
+        | dict(plan or {})
+    )
     if dist.get_world_size() != size:
-        text = ",".join(f"{name}={degree}" for name, degree in full.items())
         raise MeshError(
             f"mesh {text} needs {size} ranks, found {dist.get_world_size()}; "
             "change --mesh or the number of ranks that the launcher starts"
@@ -180,7 +202,28 @@ def make_mesh(degrees: Mapping[str, int], device: str | torch.device = "cpu") ->
     return Mesh(axes["data"], axes["domain"], axes["tensor"], model, device)
 
 
+def _join(device: torch.device) -> None:
+    """Joins the ranks of the run.
+
+    Raises:
+        StoppedError: They did not all come in time.
+    """
+    timeout_s = read_timeout_s()
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout_s + GRACE_AFTER_WATCH_S),
+        )
+    except dist.DistError as error:
+        raise StoppedError(
+            f"rank {os.environ.get('RANK')} on host {platform.node()}: the "
+            f"{os.environ.get('WORLD_SIZE')} ranks did not all come to "
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: {error}"
+        ) from error
+
+
 def close_mesh() -> None:
-    """Ends torch.distributed where it was started."""
+    """Ends the watch, and torch.distributed where it was started."""
+    stop_watch()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -486,7 +486,8 @@ class _Product:
         if self._total is None:
             self._total = torch.mm(left, right)
         else:
-            self._total.addmm_(left, right)
+            # with out=, since torch's counter of operations does not know addmm_
+            torch.addmm(self._total, left, right, out=self._total)
 
     def value(self) -> Tensor:
         """The sum, taken out."""

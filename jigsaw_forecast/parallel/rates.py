@@ -11,8 +11,10 @@ import torch.distributed as dist
 from jigsaw_forecast.parallel.collectives import all_reduce_sum, barrier, gather_texts
 from jigsaw_forecast.parallel.mesh import Mesh
 
-_MATRIX_SIZE = 1024
-_NUM_PRODUCTS = 8
+_MATRIX_SIZE = 2048
+_GPU_MATRIX_SIZE = 8192
+_SHORTEST_MEASUREMENT_S = 0.5
+_NUM_PRODUCTS = 4
 _MESSAGE_BYTES = 2**24
 _NUM_MESSAGES = 4
 
@@ -25,7 +27,7 @@ class RankRates:
         rank: The rank.
         host: Name of its machine.
         device: Where it computes.
-        matrix_flops_per_second: float32 products of 1024 x 1024 matrices.
+        matrix_flops_per_second: float32 products of large matrices, all ranks at once.
         link_bytes_per_second: Messages of 16 MiB from the rank before it, one rank at a time; 0
             on a mesh of one.
         sum_is_right: Whether an all-reduce over all ranks gave the sum of the ranks.
@@ -54,7 +56,7 @@ def measure_rates(mesh: Mesh) -> list[RankRates]:
         rank=mesh.rank,
         host=platform.node(),
         device=str(mesh.device),
-        matrix_flops_per_second=_matrix_rate(mesh.device),
+        matrix_flops_per_second=matrix_rate(mesh.device),
         link_bytes_per_second=_link_rate(mesh),
         sum_is_right=float(total) == mesh.size * (mesh.size - 1) / 2,
     )
@@ -72,15 +74,21 @@ def available_backends() -> list[str]:
     return found
 
 
-def _matrix_rate(device: torch.device) -> float:
-    matrix = torch.full((_MATRIX_SIZE, _MATRIX_SIZE), 0.5, device=device)
+def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Operations per second of products of large square matrices; larger ones on a GPU."""
+    size = _GPU_MATRIX_SIZE if device.type == "cuda" else _MATRIX_SIZE
+    matrix = torch.full((size, size), 0.5, device=device, dtype=dtype)
     product = matrix @ matrix  # the first product sets up threads and libraries
-    _synchronize(device)
-    start_s = time.perf_counter()
-    for _ in range(_NUM_PRODUCTS):
-        torch.matmul(matrix, matrix, out=product)
-    _synchronize(device)
-    return _NUM_PRODUCTS * 2.0 * _MATRIX_SIZE**3 / (time.perf_counter() - start_s)
+    seconds, num_products = 0.0, 0
+    while seconds < _SHORTEST_MEASUREMENT_S:
+        _synchronize(device)
+        start_s = time.perf_counter()
+        for _ in range(_NUM_PRODUCTS):
+            torch.matmul(matrix, matrix, out=product)
+        _synchronize(device)
+        seconds += time.perf_counter() - start_s
+        num_products += _NUM_PRODUCTS
+    return num_products * 2.0 * size**3 / seconds
 
 
 def _link_rate(mesh: Mesh) -> float:

@@ -4,8 +4,8 @@ Each replica's ranks average their own pieces' gradients with the same pieces of
 replicas, bucket by bucket while backward goes on.
 """
 
+import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -44,16 +44,17 @@ def over_replicas(loss: RolloutLoss, mesh: Mesh) -> Callable[[Batch], torch.Tens
     """
     if mesh.data.size == 1:
         return loss
-    wrapped = DistributedDataParallel(
-        loss,
-        process_group=mesh.data.group,
-        broadcast_buffers=False,
-        bucket_cap_mb=BUCKET_MB,
-        gradient_as_bucket_view=True,
+    with warnings.catch_warnings():
+        # torch 2.13 prefers another name, which earlier versions do not know
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        wrapped = DistributedDataParallel(
+            loss,
+            process_group=mesh.data.group,
+            broadcast_buffers=False,
+            bucket_cap_mb=BUCKET_MB,
+            gradient_as_bucket_view=True,
+        )
+    wrapped.register_comm_hook(
+        mesh, lambda state, bucket: average_in_future(state, bucket.buffer())
     )
-
-    def average(state: Mesh, bucket: Any) -> torch.futures.Future[torch.Tensor]:
-        return average_in_future(state, bucket.buffer())
-
-    wrapped.register_comm_hook(mesh, average)
     return wrapped

@@ -25,6 +25,7 @@ from jigsaw_forecast.log import Progress
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.collectives import all_reduce_sum, gather_texts, together
 from jigsaw_forecast.parallel.mesh import Mesh, choose_device, make_mesh
+from jigsaw_forecast.parallel.watch import note
 from jigsaw_forecast.recipe import load_recipe
 from jigsaw_forecast.train.loss import loss_weights
 from jigsaw_forecast.train.meter import Meter
@@ -85,7 +86,8 @@ def train_recipe(
     """
     checked = load_recipe(recipe, TrainRecipe, settings)
     folder = TrainOutput(output or Path("outputs") / recipe.stem)
-    ranks = make_mesh(mesh, choose_device(device))
+    plan = {"recipe": checked.model_dump_json(), "output": str(folder.folder)}
+    ranks = make_mesh(mesh, choose_device(device), plan)
     _check_batches(checked, ranks)
     together(ranks, lambda: folder.check(resume=resume))  # all look before the first one writes
     fields = (*checked.model.prognostic_fields, *checked.model.diagnostic_fields)
@@ -319,6 +321,7 @@ def _train_step(run: _Run, batch: Batch, rate: float, meter: Meter, stop: _Stop)
         gradient norm, loss, whether a rank was signalled) over each axis.
     """
     train, mesh = run.recipe.train, run.mesh
+    note(f"train step {run.step + 1}")
     loss = run.loss(batch)
     loss.backward()  # type: ignore[no-untyped-call]
     shared = torch.stack(

@@ -1,0 +1,1 @@
+"""Memory, traffic and time of a model on a mesh, before any of it exists."""

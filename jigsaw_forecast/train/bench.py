@@ -1,0 +1,143 @@
+"""Steps of a model on made-up input, to be timed or traced: a forecast's and a training's."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from jigsaw_forecast.checkpoint.load import Normalisation
+from jigsaw_forecast.data.training_set import Batch
+from jigsaw_forecast.forecast.report import peak_memory_bytes
+from jigsaw_forecast.forecast.rollout import advance
+from jigsaw_forecast.model.weather_mixer import WeatherMixer
+from jigsaw_forecast.parallel.collectives import all_reduce_sum, barrier
+from jigsaw_forecast.train.loss import loss_weights, rollout_loss
+
+FRESH_STD = 0.02  # of a bench's weights: what they are does not change how long a step takes
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a kind of step took.
+
+    Attributes:
+        seconds: Median of the timed steps, of the slowest rank.
+        fastest, slowest: The extremes.
+        flops: Of one step of the whole group.
+        peak_memory_bytes: This rank's, since the process began.
+    """
+
+    seconds: float
+    fastest: float
+    slowest: float
+    flops: int
+    peak_memory_bytes: int
+
+
+def forecast_inputs(model: WeatherMixer) -> tuple[Normalisation, torch.Tensor, torch.Tensor]:
+    """A normalisation, a state and forcings of this rank's shapes."""
+    pieces, device = model.pieces, model.mesh.device
+    num_fields = _length(pieces.fields)
+    num_diagnostics = _length(pieces.diagnostics)
+    area = _length(pieces.rows), model.config.grid_object.num_lon
+    norm = Normalisation(
+        torch.zeros(num_fields, *area, device=device),
+        torch.ones(num_fields, 1, 1, device=device),
+        torch.zeros(num_diagnostics, 1, 1, device=device),
+        torch.ones(num_diagnostics, 1, 1, device=device),
+    )
+    state = torch.zeros(1, num_fields, *area, device=device)
+    return norm, state, torch.zeros(1, _length(pieces.forcings), *area, device=device)
+
+
+@torch.inference_mode()
+def forecast_step(model: WeatherMixer) -> None:
+    """One step of a rollout, inputs and output in physical units included."""
+    norm, physical, forcing = forecast_inputs(model)
+    advance(model, norm, (physical - norm.mean) / norm.std, forcing)
+
+
+def training_step(
+    batch_size: int, rollout_steps: int = 1, *, recompute: bool = False
+) -> Callable[[WeatherMixer], None]:
+    """Forward and backward of the loss; the optimizer's step is not in it."""
+
+    def step(model: WeatherMixer) -> None:
+        config, pieces, device = model.config, model.pieces, model.mesh.device
+        area = _length(pieces.rows), config.grid_object.num_lon
+        batch = Batch(
+            torch.zeros(batch_size, rollout_steps + 1, _length(pieces.fields), *area),
+            torch.zeros(batch_size, rollout_steps, _length(pieces.diagnostics), *area),
+            torch.zeros(batch_size, rollout_steps, _length(pieces.forcings), *area),
+        )
+        weights = loss_weights(config, pieces, {}, 0.05, device)
+        loss = rollout_loss(model, batch.to(device), weights, recompute=recompute)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    return step
+
+
+def fill(model: WeatherMixer) -> None:
+    """Gives a model that was made without a seed weights that are quickly made."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, FRESH_STD)
+
+
+def time_forecast(model: WeatherMixer, num_steps: int) -> Timing:
+    """Times steps of a rollout, fed back, on all ranks of a mesh."""
+    norm, physical, forcing = forecast_inputs(model)
+    state = (physical - norm.mean) / norm.std
+
+    def step() -> None:
+        nonlocal state
+        state, _ = advance(model, norm, state, forcing)
+
+    with torch.inference_mode():
+        return _time(model, step, num_steps)
+
+
+def time_training(model: WeatherMixer, batch_size: int, num_steps: int) -> Timing:
+    """Times forward, backward and AdamW's step on all ranks of a mesh."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    backward = training_step(batch_size)
+
+    def step() -> None:
+        backward(model)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return _time(model, step, num_steps)
+
+
+def _time(model: WeatherMixer, step: Callable[[], None], num_steps: int) -> Timing:
+    mesh = model.mesh
+    axes = (mesh.data, mesh.domain, mesh.tensor)
+    with FlopCounterMode(display=False) as counter:
+        step()  # warms up too
+    flops = torch.tensor(float(counter.get_total_flops()), dtype=torch.float64, device=mesh.device)
+    all_reduce_sum(flops, axes)
+    seconds = []
+    for _ in range(num_steps):
+        barrier(mesh)
+        _synchronize(mesh.device)
+        start_s = time.perf_counter()
+        step()
+        _synchronize(mesh.device)
+        barrier(mesh)
+        seconds.append(time.perf_counter() - start_s)
+    seconds.sort()
+    peak = peak_memory_bytes(mesh.device)
+    return Timing(seconds[len(seconds) // 2], seconds[0], seconds[-1], int(flops), peak)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _length(part: Any) -> int:
+    return int(part.stop - part.start)
