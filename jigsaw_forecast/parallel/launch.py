@@ -10,6 +10,7 @@ import ctypes
 import json
 import logging
 import os
+import platform
 import signal
 import sys
 import tempfile
@@ -254,7 +255,7 @@ def _report_silent_death(exit_codes: dict[int, int]) -> int:
         return exit_code
     name = signal.Signals(-exit_code).name
     hint = "; the system kills so when memory runs out" if exit_code == -signal.SIGKILL else ""
-    _log.error("rank %d was ended by %s%s", rank, name, hint)
+    _log.error("rank %d on host %s was ended by %s%s", rank, platform.node(), name, hint)
     # a kill or a termination comes from outside; SIGSEGV and its like are bugs
     from_outside = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
     return _EXIT_STOPPED if exit_code in from_outside else 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -168,7 +169,10 @@ def test_a_rank_that_is_killed_is_named(folder: Path) -> None:
     done = launch(folder, "one is killed")
     assert done.returncode == 3
     lines = [line for line in done.stderr.splitlines() if not line.startswith("[W")]
-    assert lines == ["error: rank 1 was ended by SIGKILL; the system kills so when memory runs out"]
+    assert lines == [
+        f"error: rank 1 on host {platform.node()} was ended by SIGKILL; the system kills so when "
+        "memory runs out"
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)

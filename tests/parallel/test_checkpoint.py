@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from jigsaw_forecast.checkpoint import save as saving
+from jigsaw_forecast.checkpoint import blocks, writer
+from jigsaw_forecast.checkpoint.describe import describe_checkpoint
+from jigsaw_forecast.checkpoint.format import read_manifest
 from jigsaw_forecast.checkpoint.load import load_checkpoint
 from jigsaw_forecast.checkpoint.save import save_checkpoint
 from jigsaw_forecast.data.statistics import Statistics
@@ -78,16 +80,43 @@ def test_four_ranks_together_read_each_weight_once(
     ranks: Callable[[int], RankPool], tmp_path: Path
 ) -> None:
     folder = str(tmp_path / "checkpoint")
-    save(single_rank_mesh(), folder)
+    with patch.object(blocks, "MIN_BLOCK_BYTES", 1):  # as if the model were large
+        save(single_rank_mesh(), folder)
     one = load(single_rank_mesh(), folder)[1]
     four = [num for _, num in ranks(4).run({"domain": 2, "tensor": 2}, load, folder)]
-    whole_statics = sum(array.nbytes for array in statics().values())
-    per_field = sum(array.nbytes for array in statistics().to_arrays().values() if array.ndim == 1)
-    # the two bands of a field group both need its few numbers, every rank the static maps
-    assert sum(four) - 4 * whole_statics - 2 * per_field == one - whole_statics - per_field
+    # every rank reads the shard's header, the static maps and the numbers of all fields; the
+    # two whose field group has the diagnostic also its two numbers
+    (header,) = read_manifest(Path(folder)).header_bytes().values()
+    common = header + sum(array.nbytes for array in statics().values())
+    common += sum(getattr(statistics(), name).nbytes for name in ("std", "tendency_std"))
+    diagnostic = 2 * statistics().diagnostic_mean.nbytes
+    assert sum(four) - 4 * common - 2 * diagnostic == one - common - diagnostic
+
+
+@pytest.mark.parametrize(("domain", "tensor"), [(2, 2), (1, 3), (8, 1)])
+def test_inspect_foretells_the_bytes_that_each_rank_reads(
+    ranks: Callable[[int], RankPool], tmp_path: Path, domain: int, tensor: int
+) -> None:
+    folder = tmp_path / "checkpoint"
+    with (
+        patch.object(blocks, "MIN_BLOCK_BYTES", 1 << 8),
+        patch.object(writer, "MAX_SHARD_BYTES", 1 << 14),
+    ):
+        save(single_rank_mesh(), str(folder))
+    degrees = {"data": 1, "domain": domain, "tensor": tensor}
+    found = ranks(domain * tensor).run(degrees, load, str(folder))
+    foretold = describe_checkpoint(folder, degrees)["mesh"]["ranks"]
+    assert [num for _, num in found] == [rank["bytes_to_read"] for rank in foretold]
+    assert [rank["rank"] for rank in foretold] == list(range(domain * tensor))
+    stored = [
+        sum(values.nbytes for name, (_, values) in pieces.items() if name != "mean")
+        for pieces, _ in found
+    ]
+    assert stored == [rank["parameter_bytes"] for rank in foretold]
 
 
 def load_message(mesh: Mesh, folder: str) -> str:
+    """What loading raises."""
     try:
         load(mesh, folder)
     except CheckpointError as error:
@@ -95,19 +124,63 @@ def load_message(mesh: Mesh, folder: str) -> str:
     return ""
 
 
-def test_all_ranks_refuse_an_altered_shard_with_one_message(
-    ranks: Callable[[int], RankPool], tmp_path: Path
-) -> None:
+def flip(path: Path, place: int) -> None:
+    """Alters one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def many_shards(tmp_path: Path) -> Path:
+    """A checkpoint of many shards, each with its tensors whole."""
     folder = tmp_path / "checkpoint"
-    save(single_rank_mesh(), str(folder))
-    shard = next(folder.glob("*.safetensors"))
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
-    messages = ranks(2).run({"domain": 2}, load_message, str(folder))
-    assert messages[0] == messages[1]
-    assert shard.name in messages[0]
-    assert "sha256" in messages[0]
+    with patch.object(writer, "MAX_SHARD_BYTES", 1 << 14):
+        save(single_rank_mesh(), str(folder))
+    assert len(list(folder.glob("*.safetensors"))) > 5
+    return folder
+
+
+def refused(ranks: Callable[[int], RankPool], folder: Path) -> str:
+    """The one message of all ranks."""
+    messages = ranks(4).run({"domain": 2, "tensor": 2}, load_message, str(folder))
+    assert len(set(messages)) == 1
+    assert messages[0].startswith(f"checkpoint {folder} is damaged: ")
+    return str(messages[0])
+
+
+def test_every_shard_that_is_missing_or_truncated_is_named_in_one_message(
+    ranks: Callable[[int], RankPool], many_shards: Path
+) -> None:
+    first, *_, last = sorted(many_shards.glob("*.safetensors"))
+    first.unlink()
+    last.write_bytes(last.read_bytes()[:-1])
+    message = refused(ranks, many_shards)
+    assert f"missing {first}" in message
+    size = last.stat().st_size
+    assert f"{last}: {size} bytes, expected {size + 1}" in message
+
+
+def test_every_altered_shard_is_named_with_its_tensor_in_one_message(
+    ranks: Callable[[int], RankPool], many_shards: Path
+) -> None:
+    shards = read_manifest(many_shards).tensors
+    # the ranks of one field group alone read the diagnostic's
+    for name in ("head.diagnostic", "embed.state"):
+        flip(many_shards / shards[name].shards[0], -1)
+    message = refused(ranks, many_shards)
+    for name in ("head.diagnostic", "embed.state"):
+        assert f"{many_shards / shards[name].shards[0]}: sha256 differs in" in message
+    assert message.count("sha256 differs in") == 2
+
+
+def test_a_tampered_header_is_named(ranks: Callable[[int], RankPool], many_shards: Path) -> None:
+    shard = sorted(many_shards.glob("*.safetensors"))[0]
+    content = shard.read_bytes()
+    shard.write_bytes(content.replace(b'"F32"', b'"F16"', 1))
+    assert f"{shard}: header and model.json differ on" in refused(ranks, many_shards)
+    shard.write_bytes(b"\xff" + content[1:])
+    assert f"{shard}: its header is not that of a safetensors file" in refused(ranks, many_shards)
 
 
 def save_message(mesh: Mesh, folder: str) -> str:
@@ -125,7 +198,10 @@ def save_on_a_full_disk(mesh: Mesh, folder: str) -> str:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with patch.object(saving, "save_file", full), patch.object(saving, "MAX_SHARD_BYTES", 1 << 10):
+    with (
+        patch.object(writer, "write_shard", full),
+        patch.object(writer, "MAX_SHARD_BYTES", 1 << 10),
+    ):
         return save_message(mesh, folder)
 
 
@@ -143,3 +219,4 @@ def test_all_ranks_stop_where_the_writing_one_cannot_write(
     messages = ranks(2).run({"domain": 2}, save_on_a_full_disk, str(folder))
     expected = f"checkpoint {folder}: cannot be written: [Errno 28] No space left on device"
     assert messages == [expected] * 2
+    assert list(tmp_path.iterdir()) == []
