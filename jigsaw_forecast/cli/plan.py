@@ -76,8 +76,9 @@ def plan(
       jigsaw-forecast plan wm-3.2b --ranks 256 --device-kind a100 --training --json
     """
     # torch takes seconds to import and --help must not wait
+    from jigsaw_forecast.forecast.rollout import one_step
     from jigsaw_forecast.plan.meshes import Workload, plan_meshes
-    from jigsaw_forecast.train.bench import forecast_step, training_step
+    from jigsaw_forecast.train.bench import training_step
 
     config = _find_config(target)
     is_cpu = device_kind == "cpu"
@@ -101,7 +102,7 @@ def plan(
         mode="training" if training else "inference",
         dtype=dtype,
         is_streamed=training or weights is Weights.STREAMED,
-        make_step=training_step if training else lambda _: forecast_step,
+        make_step=training_step if training else lambda _: one_step,
         batch_size=batch_size if training else 1,
         adjust=adjust,
     )

@@ -71,3 +71,31 @@ def advance(
     physical = state[0] * norm.std + norm.mean
     rain = (diagnostics[0] * norm.diagnostic_std + norm.diagnostic_mean).clamp_min(0.0)
     return state, torch.cat([physical, rain])
+
+
+def blank_inputs(model: WeatherMixer) -> tuple[Normalisation, torch.Tensor, torch.Tensor]:
+    """A normalisation, a state and forcings of this rank's shapes."""
+    pieces, device = model.pieces, model.mesh.device
+    num_fields = num_in(pieces.fields)
+    num_diagnostics = num_in(pieces.diagnostics)
+    area = num_in(pieces.rows), model.config.grid_object.num_lon
+    norm = Normalisation(
+        torch.zeros(num_fields, *area, device=device),
+        torch.ones(num_fields, 1, 1, device=device),
+        torch.zeros(num_diagnostics, 1, 1, device=device),
+        torch.ones(num_diagnostics, 1, 1, device=device),
+    )
+    state = torch.zeros(1, num_fields, *area, device=device)
+    return norm, state, torch.zeros(1, num_in(pieces.forcings), *area, device=device)
+
+
+@torch.inference_mode()
+def one_step(model: WeatherMixer) -> None:
+    """One step of a rollout, inputs and output in physical units included."""
+    norm, physical, forcing = blank_inputs(model)
+    advance(model, norm, (physical - norm.mean) / norm.std, forcing)
+
+
+def num_in(part: slice) -> int:
+    """Length of a slice with both ends."""
+    return int(part.stop - part.start)

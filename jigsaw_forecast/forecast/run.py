@@ -29,7 +29,7 @@ from jigsaw_forecast.forecast.output import (
     resolve_outputs,
 )
 from jigsaw_forecast.forecast.report import RunMeter
-from jigsaw_forecast.forecast.rollout import make_forcings, rollout
+from jigsaw_forecast.forecast.rollout import make_forcings, one_step, rollout
 from jigsaw_forecast.forecast.writing import Products
 from jigsaw_forecast.log import Progress
 from jigsaw_forecast.model.config import ModelConfig
@@ -37,6 +37,8 @@ from jigsaw_forecast.model.weather_mixer import sample_pieces
 from jigsaw_forecast.parallel.collectives import together
 from jigsaw_forecast.parallel.mesh import Mesh, choose_device, close_mesh, make_mesh
 from jigsaw_forecast.parallel.watch import note
+from jigsaw_forecast.plan.memory import BASE_BYTES, check_memory
+from jigsaw_forecast.plan.meshes import Workload
 from jigsaw_forecast.state import State
 
 _log = logging.getLogger(__name__)
@@ -114,6 +116,7 @@ def _run(request: RunRequest, folder: Path, config: ModelConfig, mesh: Mesh) -> 
     with meter.phase("read"):
         source, plans = together(mesh, lambda: _plan_inputs(request, folder, config))
     with meter.phase("load"):
+        together(mesh, lambda: _check_memory(request, config, mesh))
         dtype = getattr(torch, request.precision)
         loaded = load_checkpoint(folder, mesh, dtype)
         if request.weights == "resident":
@@ -251,6 +254,22 @@ def _read_initial_state(
         np.timedelta64(0, "s"),
         row_start=pieces.rows.start,
     )
+
+
+def _check_memory(request: RunRequest, config: ModelConfig, mesh: Mesh) -> None:
+    """Refuses a run that would not fit into memory."""
+
+    def workload(is_streamed: bool) -> Workload:
+        return Workload(
+            config=config,
+            mode="inference",
+            dtype=request.precision,
+            is_streamed=is_streamed,
+            make_step=lambda _: one_step,
+            base_bytes=BASE_BYTES if mesh.device.type == "cpu" else 0,
+        )
+
+    check_memory(mesh, config, workload, is_streamed=request.weights == "streamed")
 
 
 def _check_side_files(request: RunRequest) -> None:

@@ -97,6 +97,12 @@ def trace_workload(workload: Workload, degrees: dict[str, int]) -> Trace | str:
     return trace(model, workload.make_step(workload.batch_size))
 
 
+def memory_needed(workload: Workload, traced: Trace) -> int:
+    """Peak bytes of a rank: what the step holds, the optimizer's tensors and the process."""
+    kept = NUM_MOMENTS + 1 if workload.mode == "training" else 0
+    return traced.peak_bytes + kept * traced.parameter_bytes + workload.base_bytes
+
+
 def _describe(
     workload: Workload, degrees: dict[str, int], traced: Trace | str, device: DeviceKind
 ) -> dict[str, Any]:
@@ -107,7 +113,7 @@ def _describe(
     parameters = traced.parameter_bytes
     moments = NUM_MOMENTS * parameters if is_training else 0
     average = parameters if is_training else 0
-    needed = traced.peak_bytes + moments + average + workload.base_bytes
+    needed = memory_needed(workload, traced)
     times = simulate(
         traced.events,
         device,

@@ -3,15 +3,13 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jigsaw_forecast.checkpoint.load import Normalisation
 from jigsaw_forecast.data.training_set import Batch
 from jigsaw_forecast.forecast.report import peak_memory_bytes
-from jigsaw_forecast.forecast.rollout import advance
+from jigsaw_forecast.forecast.rollout import advance, blank_inputs, num_in
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.collectives import all_reduce_sum, barrier
 from jigsaw_forecast.train.loss import loss_weights, rollout_loss
@@ -37,29 +35,6 @@ class Timing:
     peak_memory_bytes: int
 
 
-def forecast_inputs(model: WeatherMixer) -> tuple[Normalisation, torch.Tensor, torch.Tensor]:
-    """A normalisation, a state and forcings of this rank's shapes."""
-    pieces, device = model.pieces, model.mesh.device
-    num_fields = _length(pieces.fields)
-    num_diagnostics = _length(pieces.diagnostics)
-    area = _length(pieces.rows), model.config.grid_object.num_lon
-    norm = Normalisation(
-        torch.zeros(num_fields, *area, device=device),
-        torch.ones(num_fields, 1, 1, device=device),
-        torch.zeros(num_diagnostics, 1, 1, device=device),
-        torch.ones(num_diagnostics, 1, 1, device=device),
-    )
-    state = torch.zeros(1, num_fields, *area, device=device)
-    return norm, state, torch.zeros(1, _length(pieces.forcings), *area, device=device)
-
-
-@torch.inference_mode()
-def forecast_step(model: WeatherMixer) -> None:
-    """One step of a rollout, inputs and output in physical units included."""
-    norm, physical, forcing = forecast_inputs(model)
-    advance(model, norm, (physical - norm.mean) / norm.std, forcing)
-
-
 def training_step(
     batch_size: int, rollout_steps: int = 1, *, recompute: bool = False
 ) -> Callable[[WeatherMixer], None]:
@@ -67,11 +42,11 @@ def training_step(
 
     def step(model: WeatherMixer) -> None:
         config, pieces, device = model.config, model.pieces, model.mesh.device
-        area = _length(pieces.rows), config.grid_object.num_lon
+        area = num_in(pieces.rows), config.grid_object.num_lon
         batch = Batch(
-            torch.zeros(batch_size, rollout_steps + 1, _length(pieces.fields), *area),
-            torch.zeros(batch_size, rollout_steps, _length(pieces.diagnostics), *area),
-            torch.zeros(batch_size, rollout_steps, _length(pieces.forcings), *area),
+            torch.zeros(batch_size, rollout_steps + 1, num_in(pieces.fields), *area),
+            torch.zeros(batch_size, rollout_steps, num_in(pieces.diagnostics), *area),
+            torch.zeros(batch_size, rollout_steps, num_in(pieces.forcings), *area),
         )
         weights = loss_weights(config, pieces, {}, 0.05, device)
         loss = rollout_loss(model, batch.to(device), weights, recompute=recompute)
@@ -89,7 +64,7 @@ def fill(model: WeatherMixer) -> None:
 
 def time_forecast(model: WeatherMixer, num_steps: int) -> Timing:
     """Times steps of a rollout, fed back, on all ranks of a mesh."""
-    norm, physical, forcing = forecast_inputs(model)
+    norm, physical, forcing = blank_inputs(model)
     state = (physical - norm.mean) / norm.std
 
     def step() -> None:
@@ -137,7 +112,3 @@ def _time(model: WeatherMixer, step: Callable[[], None], num_steps: int) -> Timi
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _length(part: Any) -> int:
-    return int(part.stop - part.start)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from jigsaw_forecast.errors import ForecastError
+from jigsaw_forecast.forecast.rollout import one_step
 from jigsaw_forecast.model.config import PRESETS
 from jigsaw_forecast.parallel.accounting import Operation
 from jigsaw_forecast.plan.devices import find_device_kind
@@ -20,7 +21,7 @@ from jigsaw_forecast.plan.trace import (
     make_traced_model,
     trace,
 )
-from jigsaw_forecast.train.bench import forecast_step, training_step
+from jigsaw_forecast.train.bench import training_step
 from tests.parallel import cases
 
 DEVICE = dataclasses.replace(
@@ -65,7 +66,7 @@ def test_every_mesh_of_twelve_ranks_is_listed_once() -> None:
 
 
 def rows(mode: str, num_ranks: int, memory_bytes: float = 1e12) -> list[dict]:
-    step = training_step if mode == "training" else lambda _: forecast_step
+    step = training_step if mode == "training" else lambda _: one_step
     device = dataclasses.replace(find_device_kind("h200"), memory_bytes=memory_bytes)
     workload = Workload(cases.CONFIG, mode, "float32", mode == "training", step)
     return plan_meshes(workload, num_ranks, device)
