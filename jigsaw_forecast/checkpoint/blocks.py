@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, product
 from math import lcm, prod
 
-from jigsaw_forecast.checkpoint.format import ITEM_BYTES, Block, Manifest, Part
+from jigsaw_forecast.checkpoint.format import ITEM_BYTES, Block, Manifest, Part, block_bounds
 from jigsaw_forecast.model.config import ModelConfig, common_divisors
 from jigsaw_forecast.model.weather_mixer import sample_pieces
 from jigsaw_forecast.parallel.layout import Layout
 from jigsaw_forecast.parallel.mesh import Mesh
 
 MAX_DEGREE = 16  # of an axis: a mesh of up to 16 x 16 reads whole blocks
-MAX_GROUP = 256  # a dim that no degree divides evenly is cut index by index up to this length
+MAX_GROUP = 256  # a dim up to this length may be cut index by index, which serves every degree
 MIN_BLOCK_BYTES = 1 << 14  # header and digest of a block are then about 1 % of it
 
 Degrees = Sequence[int]
@@ -80,14 +80,14 @@ def num_blocks(
 def _counts(length: int, degrees: Degrees) -> Iterator[int]:
     """Ever larger numbers of blocks, each serving one more degree and all before it."""
     before = 1
-    for count in accumulate(degrees, lcm):
-        if length % count:  # parts that differ by one, larger ones first or last
-            if before < length <= MAX_GROUP:
-                yield length
-            return
-        if count > before:
+    for num_served, count in enumerate(accumulate(degrees, lcm), 1):
+        starts = set(block_bounds(length, count))
+        serves = all(starts.issuperset(block_bounds(length, d)) for d in degrees[:num_served])
+        if before < count < length and serves:
             yield count
             before = count
+    if before < length <= MAX_GROUP:
+        yield length
 
 
 def parts_to_read(manifest: Manifest, layouts: Mapping[str, Layout], mesh: Mesh) -> dict[str, Part]:
@@ -100,10 +100,7 @@ def parts_to_read(manifest: Manifest, layouts: Mapping[str, Layout], mesh: Mesh)
     """
     pieces = sample_pieces(manifest.architecture, mesh)
     columns = slice(0, manifest.architecture.grid_object.num_lon)
-    whole = {
-        name: tuple(slice(0, length) for length in record.shape)
-        for name, record in manifest.tensors.items()
-    }
+    rows = manifest.architecture.grid_object.num_model_lat
     return {
         **{name: layout.piece_slices(mesh) for name, layout in layouts.items()},
         "statistics.mean": (pieces.fields, pieces.rows, columns),
@@ -111,7 +108,7 @@ def parts_to_read(manifest: Manifest, layouts: Mapping[str, Layout], mesh: Mesh)
         "statistics.tendency_std": (pieces.fields,),
         "statistics.diagnostic_mean": (pieces.diagnostics,),
         "statistics.diagnostic_std": (pieces.diagnostics,),
-        **{f"statics.{name}": whole[f"statics.{name}"] for name in manifest.statics},
+        **{f"statics.{name}": (slice(0, rows), columns) for name in manifest.statics},
     }
 
 

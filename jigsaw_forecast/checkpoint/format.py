@@ -88,14 +88,20 @@ class TensorRecord(BaseModel):
 
     def blocks(self, name: str) -> Iterator[Block]:
         """Every block of this tensor, whose name is given."""
-        bounds = [block_bounds(n, k) for n, k in zip(self.shape, self.num_blocks, strict=True)]
-        places = product(*(range(k) for k in self.num_blocks))
         digests = self.digests or ("",) * len(self.shards)
-        for place, shard, sha256 in zip(places, self.shards, digests, strict=True):
+        places = self.places(self.shape, self.num_blocks)
+        for (key, part), shard, sha256 in zip(places, self.shards, digests, strict=True):
+            yield Block(part, f"{name}@{key}", shard, sha256)
+
+    @staticmethod
+    def places(shape: Sequence[int], num_blocks: Sequence[int]) -> Iterator[tuple[str, Part]]:
+        """Key and place of every block of a tensor, last dim fastest."""
+        bounds = [block_bounds(n, k) for n, k in zip(shape, num_blocks, strict=True)]
+        for place in product(*(range(k) for k in num_blocks)):
             part = tuple(
                 slice(bound[i], bound[i + 1]) for bound, i in zip(bounds, place, strict=True)
             )
-            yield Block(part, f"{name}@{','.join(map(str, place))}", shard, sha256)
+            yield ",".join(map(str, place)), part
 
     def num_bytes(self, block: Block) -> int:
         """Size of one of its blocks."""
@@ -163,8 +169,9 @@ def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def block_bounds(length: int, num_blocks: int) -> list[int]:
-    """Where blocks of equal or nearly equal length start, and the end."""
-    return [length * index // num_blocks for index in range(num_blocks + 1)]
+    """Where blocks start, and the end; lengths differ by at most one, larger ones first."""
+    small, rest = divmod(length, num_blocks)
+    return [index * small + min(index, rest) for index in range(num_blocks + 1)]
 
 
 def check_complete(folder: Path, manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -1,23 +1,26 @@
-"""Loads an inference checkpoint onto a mesh; each rank reads only its pieces."""
+"""Loads an inference checkpoint onto a mesh; each rank reads only its pieces, each byte once."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
 
+from jigsaw_forecast.checkpoint.blocks import bytes_to_read, parts_to_read
 from jigsaw_forecast.checkpoint.format import (
     Manifest,
-    TensorRecord,
     check_complete,
     damaged_shards,
     is_matrix,
+    misfit_shards,
     raise_if_damaged,
     read_manifest,
 )
-from jigsaw_forecast.model.weather_mixer import WeatherMixer
+from jigsaw_forecast.checkpoint.progress import ByteProgress
+from jigsaw_forecast.checkpoint.reader import CheckpointReader, Damage, describe_damages
+from jigsaw_forecast.model.weather_mixer import ShardedModule, WeatherMixer
 from jigsaw_forecast.parallel.collectives import gather_texts, together
 from jigsaw_forecast.parallel.layout import split_range
 from jigsaw_forecast.parallel.mesh import Mesh
@@ -50,7 +53,7 @@ class LoadedModel:
         model: With this rank's pieces of the weights.
         normalisation: This rank's piece.
         statics: Static fields, whole, each [model rows, X].
-        num_bytes_read: Bytes of tensors that this rank read.
+        num_bytes_read: Bytes of the shards that this rank read, headers included.
     """
 
     folder: Path
@@ -61,63 +64,8 @@ class LoadedModel:
     num_bytes_read: int
 
 
-class _Reader:
-    """Reads parts of tensors and counts their bytes."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.num_bytes = 0
-
-    def read(self, name: str, part: tuple[slice, ...]) -> torch.Tensor:
-        """A part of a whole tensor, in the stored dtype."""
-        record: TensorRecord = self.manifest.tensors[name]
-        shape = tuple(piece.stop - piece.start for piece in part)
-        result = torch.empty(shape, dtype=getattr(torch, record.dtype))
-        for place, suffix, shard in record.blocks():
-            overlap = [
-                slice(max(want.start, have.start), min(want.stop, have.stop))
-                for want, have in zip(part, place, strict=True)
-            ]
-            if any(piece.start >= piece.stop for piece in overlap):
-                continue
-            inside = tuple(
-                slice(piece.start - have.start, piece.stop - have.start)
-                for piece, have in zip(overlap, place, strict=True)
-            )
-            with safe_open(self.folder / shard, framework="pt") as file:
-                values = file.get_slice(f"{name}@{suffix}")[inside]
-            self.num_bytes += values.numel() * values.element_size()
-            target = tuple(
-                slice(piece.start - want.start, piece.stop - want.start)
-                for piece, want in zip(overlap, part, strict=True)
-            )
-            result[target] = values
-        return result
-
-    def whole(self, name: str) -> tuple[slice, ...]:
-        """The part that is the whole of a tensor."""
-        return tuple(slice(0, length) for length in self.manifest.tensors[name].shape)
-
-
-def verify_together(mesh: Mesh, folder: Path, manifest: Manifest) -> None:
-    """Compares every shard with its digest, the ranks sharing the work.
-
-    Raises:
-        CheckpointError: On every rank, naming every damaged shard.
-
-    Communication:
-        One gather of texts over all ranks.
-    """
-    names = sorted(manifest.shards)
-    own = names[split_range(len(names), mesh.size, mesh.rank)]
-    problems = damaged_shards(folder, {name: manifest.shards[name] for name in own})
-    found = gather_texts(mesh, "\n".join(problems))
-    raise_if_damaged(folder, [line for text in found for line in text.splitlines()])
-
-
 def load_checkpoint(folder: Path, mesh: Mesh, dtype: torch.dtype = torch.float32) -> LoadedModel:
-    """Loads a checkpoint; digests are checked before anything is read.
+    """Loads a checkpoint; nothing of it is used before all that was read matches its digest.
 
     Args:
         folder: Of the checkpoint.
@@ -125,11 +73,12 @@ def load_checkpoint(folder: Path, mesh: Mesh, dtype: torch.dtype = torch.float32
         dtype: Of the products and of the stored matrices; vectors stay float32.
 
     Raises:
-        CheckpointError: It is damaged or of another version.
+        CheckpointError: It is damaged or of another version; on every rank, naming every shard
+            that is damaged as far as one look tells: all sizes are compared before any content.
         MeshError: The mesh does not divide the model.
 
     Communication:
-        The ranks agree on each stage, and share the work of `verify_together`.
+        The ranks agree on each stage and share the look at the shards' sizes.
     """
     manifest = together(mesh, lambda: read_manifest(folder))
     config = manifest.architecture
@@ -138,36 +87,67 @@ def load_checkpoint(folder: Path, mesh: Mesh, dtype: torch.dtype = torch.float32
     model.compute_dtype = dtype
     shapes = {name: layout.full_shape for name, layout in model.layouts().items()}
     together(mesh, lambda: check_complete(folder, manifest, shapes))
-    verify_together(mesh, folder, manifest)
-    return together(mesh, lambda: _read_pieces(folder, manifest, model))
+    num_bytes_checked = _check_shards(mesh, folder, manifest)
+    loaded, damages = together(mesh, lambda: _read_pieces(folder, manifest, model))
+    texts = gather_texts(mesh, json.dumps(sorted(damages)))
+    found = {Damage(*item) for text in texts for item in json.loads(text)}
+    raise_if_damaged(folder, describe_damages(folder, found))
+    return replace(loaded, num_bytes_read=loaded.num_bytes_read + num_bytes_checked)
 
 
-def _read_pieces(folder: Path, manifest: Manifest, model: WeatherMixer) -> LoadedModel:
+def _check_shards(mesh: Mesh, folder: Path, manifest: Manifest) -> int:
+    """Compares the shards' sizes, or all of them where blocks have no digests (version 1).
+
+    Returns:
+        The bytes that this rank read for it.
+
+    Raises:
+        CheckpointError: On every rank, naming every shard that is wrong.
+
+    Communication:
+        One gather of texts over all ranks.
+    """
+    names = sorted(manifest.shards)
+    own = names[split_range(len(names), mesh.size, mesh.rank)]
+    shards = {name: manifest.shards[name] for name in own}
+    reads_all = manifest.format_version == 1
+    check = damaged_shards if reads_all else misfit_shards
+    problems = together(mesh, lambda: check(folder, shards))
+    found = [json.loads(text) for text in gather_texts(mesh, json.dumps(problems))]
+    raise_if_damaged(folder, [line for lines in found for line in lines])
+    return sum(shard.num_bytes for shard in shards.values()) if reads_all else 0
+
+
+def _read_pieces(
+    folder: Path, manifest: Manifest, model: WeatherMixer
+) -> tuple[LoadedModel, set[Damage]]:
     """Fills the model with this rank's pieces and reads what goes with them."""
-    reader = _Reader(folder, manifest)
     layouts, device = model.layouts(), model.mesh.device
-    for name, parameter in model.named_parameters():
-        layout = layouts[name]
-        values = reader.read(name, layout.piece_slices(model.mesh))
-        dtype = model.compute_dtype if is_matrix(name, layout.full_shape) else torch.float32
-        parameter.data = values.to(device, dtype)
-        parameter.requires_grad_(False)
-    pieces, columns = model.pieces, slice(0, model.config.grid_object.num_lon)
+    parts = parts_to_read(manifest, layouts, model.mesh)
+    total = bytes_to_read(manifest, parts)
+    with (
+        ByteProgress(f"loading {manifest.name}", total) as progress,
+        CheckpointReader(folder, manifest, progress.advance) as reader,
+    ):
+        for name, layout in layouts.items():
+            dtype = model.compute_dtype if is_matrix(name, layout.full_shape) else torch.float32
+            values = reader.read(name, parts[name], dtype).to(device)
+            path, _, own_name = name.rpartition(".")
+            module = model.get_submodule(path)
+            assert isinstance(module, ShardedModule)
+            module.keep(own_name, values)
 
-    def column(name: str, group: slice) -> torch.Tensor:
-        return reader.read(f"statistics.{name}", (group,)).to(device)[:, None, None]
+        def statistic(name: str) -> torch.Tensor:
+            return reader.read(f"statistics.{name}", parts[f"statistics.{name}"]).to(device)
 
-    mean = reader.read("statistics.mean", (pieces.fields, pieces.rows, columns)).to(device)
-    std = column("std", pieces.fields)
-    model.tendency_scale.copy_((column("tendency_std", pieces.fields) / std)[:, 0, 0])
-    normalisation = Normalisation(
-        mean,
-        std,
-        column("diagnostic_mean", pieces.diagnostics),
-        column("diagnostic_std", pieces.diagnostics),
-    )
-    statics = {
-        name: reader.read(f"statics.{name}", reader.whole(f"statics.{name}")).numpy()
-        for name in manifest.statics
-    }
-    return LoadedModel(folder, manifest, model, normalisation, statics, reader.num_bytes)
+        std = statistic("std")
+        model.tendency_scale.copy_(statistic("tendency_std") / std)
+        diagnostics = (statistic(f"diagnostic_{kind}") for kind in ("mean", "std"))
+        columns = (values[:, None, None] for values in (std, *diagnostics))
+        normalisation = Normalisation(statistic("mean"), *columns)
+        statics = {
+            name: reader.read(f"statics.{name}", parts[f"statics.{name}"]).numpy()
+            for name in manifest.statics
+        }
+    loaded = LoadedModel(folder, manifest, model, normalisation, statics, reader.num_bytes)
+    return loaded, reader.damages

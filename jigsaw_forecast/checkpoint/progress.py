@@ -35,7 +35,9 @@ def format_bytes(num_bytes: int) -> str:
     """`812 bytes`, `19.1 MB` or `6.84 GB`: three digits, powers of ten."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
-            return f"{num_bytes / size:.3g} {unit}" if num_bytes < 1000 * size else (
-                f"{num_bytes / size:.0f} {unit}"
+            return (
+                f"{num_bytes / size:.3g} {unit}"
+                if num_bytes < 1000 * size
+                else (f"{num_bytes / size:.0f} {unit}")
             )
     return f"{num_bytes} bytes"

@@ -1,102 +1,29 @@
-"""Writes inference checkpoints, shard by shard, whole or not at all."""
+"""Writes inference checkpoints from models that are cut over a mesh."""
 
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from jigsaw_forecast.checkpoint.format import (
-    FORMAT_VERSION,
-    Manifest,
-    ShardRecord,
-    TensorRecord,
-    file_digest,
-    is_matrix,
-    write_manifest,
-)
+from jigsaw_forecast.checkpoint.blocks import Degrees, cut_degrees, usable_degrees
+from jigsaw_forecast.checkpoint.format import is_matrix
+from jigsaw_forecast.checkpoint.writer import CheckpointWriter
 from jigsaw_forecast.data.statistics import Statistics
 from jigsaw_forecast.errors import CheckpointError
 from jigsaw_forecast.fields import Field, plausible_range
+from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.collectives import all_to_all, together
 from jigsaw_forecast.parallel.layout import Layout
 
-MAX_BLOCKS = 16  # along one dim: a mesh of up to 16 x 16 reads whole blocks
-MIN_BLOCK_BYTES = 1 << 18  # smaller blocks would cost more in headers than they save in reading
-MAX_SHARD_BYTES = 1 << 31
 PLAUSIBLE_DEVIATIONS = 8.0
 DEFAULT_LICENCE = "Apache-2.0"
 
-
-def num_blocks(shape: tuple[int, ...], cut_dims: set[int], element_size: int) -> tuple[int, ...]:
-    """How many blocks cut each dim of a tensor: a power of two that divides it, at most 16."""
-    counts = [1] * len(shape)
-    num_bytes = int(np.prod(shape)) * element_size
-    grew = True
-    while grew:
-        grew = False
-        for dim in sorted(cut_dims):
-            doubled = counts[dim] * 2
-            fits = doubled <= MAX_BLOCKS and shape[dim] and shape[dim] % doubled == 0
-            if fits and num_bytes // (2 * int(np.prod(counts))) >= MIN_BLOCK_BYTES:
-                counts[dim] = doubled
-                grew = True
-    return tuple(counts)
-
-
-@dataclass
-class _ShardWriter:
-    """Collects blocks and writes a shard whenever enough are there."""
-
-    folder: Path
-    blocks: dict[str, torch.Tensor] = field(default_factory=dict)
-    num_bytes: int = 0
-    shards: dict[str, ShardRecord] = field(default_factory=dict)
-
-    @property
-    def current(self) -> str:
-        return f"weights-{len(self.shards):05d}.safetensors"
-
-    def add_tensor(self, name: str, values: torch.Tensor, cut_dims: set[int]) -> TensorRecord:
-        """Adds a tensor block by block and returns where its blocks will be."""
-        counts = num_blocks(tuple(values.shape), cut_dims, values.element_size())
-        record = TensorRecord(
-            shape=tuple(values.shape),
-            dtype=str(values.dtype).removeprefix("torch."),
-            num_blocks=counts,
-            shards=("",) * int(np.prod(counts)),
-        )
-        shards = tuple(
-            self._add(f"{name}@{suffix}", values[place]) for place, suffix, _ in record.blocks()
-        )
-        return record.model_copy(update={"shards": shards})
-
-    def _add(self, key: str, values: torch.Tensor) -> str:
-        """Adds a block and returns the name of the shard it will be in."""
-        size = values.numel() * values.element_size()
-        if self.blocks and self.num_bytes + size > MAX_SHARD_BYTES:
-            self.flush()
-        self.blocks[key] = values.contiguous()
-        self.num_bytes += size
-        return self.current
-
-    def flush(self) -> None:
-        """Writes the collected blocks."""
-        if not self.blocks:
-            return
-        name = self.current
-        path = self.folder / name
-        save_file(self.blocks, path)
-        self.shards[name] = ShardRecord(sha256=file_digest(path), num_bytes=path.stat().st_size)
-        self.blocks, self.num_bytes = {}, 0
+CutTensor = tuple[str, torch.Tensor, Mapping[int, Degrees]]  # name, values, how meshes cut it
 
 
 def save_checkpoint(
@@ -129,66 +56,43 @@ def save_checkpoint(
         Each tensor's pieces to rank 0 of the model group, one tensor at a time. The ranks agree
         before and after.
     """
-    mesh = model.mesh
+    mesh, layouts = model.mesh, model.layouts()
     is_writer = mesh.rank == 0
-    partial = folder.with_name(folder.name + ".partial")
-    writer = _ShardWriter(partial)
-    records: dict[str, TensorRecord] = {}
+    writer = CheckpointWriter(folder)
     failure: CheckpointError | None = None
 
     def finish() -> None:
-        if failure is not None:
-            raise failure
-        with _writing(folder):
-            writer.flush()
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            name=folder.name,
-            architecture=model.config,
-            dtype=str(dtype).removeprefix("torch."),
-            num_parameters=sum(
-                int(np.prod(layout.full_shape)) for layout in model.layouts().values()
-            ),
-            plausible=input_ranges(model.config.prognostic_fields, statistics),
-            statics=tuple(statics),
-            notice=notice,
-            licence=licence,
-            provenance=dict(provenance),
-            tensors=records,
-            shards=writer.shards,
-        )
-        with _writing(folder):
-            write_manifest(partial, manifest)
-            partial.rename(folder)
+        try:
+            if failure is not None:
+                raise failure
+            writer.finish(
+                architecture=model.config,
+                dtype=str(dtype).removeprefix("torch."),
+                num_parameters=count_parameters(layouts),
+                plausible=input_ranges(model.config.prognostic_fields, statistics),
+                statics=tuple(statics),
+                notice=notice,
+                licence=licence,
+                provenance=dict(provenance),
+            )
+        except CheckpointError:
+            writer.abandon()
+            raise
 
-    together(mesh, lambda: _begin(folder, partial) if is_writer else None)
-    for name, values, cut_dims in _all_tensors(model, statistics, statics, dtype):
+    together(mesh, lambda: writer.begin() if is_writer else None)
+    for tensor in _all_tensors(model, layouts, statistics, statics, dtype):
         if not is_writer or failure is not None:
             continue  # gathering goes on after a failure: the other ranks take part in it
         try:
-            with _writing(folder):
-                records[name] = writer.add_tensor(name, values, cut_dims)
+            writer.add_tensor(*tensor)
         except CheckpointError as error:
             failure = error
     together(mesh, lambda: finish() if is_writer else None)
 
 
-def _begin(folder: Path, partial: Path) -> None:
-    """Makes an empty folder to write to."""
-    if folder.exists():
-        raise CheckpointError(f"checkpoint {folder} exists already")
-    with _writing(folder):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Within, what the disk refuses becomes a `CheckpointError`."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {folder}: cannot be written: {error}") from error
+def count_parameters(layouts: Mapping[str, Layout]) -> int:
+    """Parameters of the whole model."""
+    return sum(prod(layout.full_shape) for layout in layouts.values())
 
 
 def input_ranges(
@@ -212,25 +116,38 @@ def input_ranges(
 
 def _all_tensors(
     model: WeatherMixer,
+    layouts: Mapping[str, Layout],
     statistics: Statistics,
     statics: Mapping[str, npt.NDArray[np.floating]],
     dtype: torch.dtype,
-) -> Iterator[tuple[str, torch.Tensor, set[int]]]:
-    """Every tensor of the checkpoint, whole on the writing rank, with the dims that are cut."""
-    layouts = model.layouts()
+) -> Iterator[CutTensor]:
+    """Every tensor of the checkpoint, whole on the writing rank."""
+    usable = usable_degrees(model.config)
     for name, parameter in model.named_parameters():
         layout = layouts[name]
         whole = gather_whole(model, parameter.detach(), layout)
-        cut_dims = {cut.dim for cut in (*layout.compute, *layout.storage)}
-        yield (
-            name,
-            whole.to(dtype if is_matrix(name, layout.full_shape) else torch.float32),
-            cut_dims,
-        )
+        yield name, whole.to(stored_dtype(name, layout, dtype)), cut_degrees(layout, usable)
+    yield from normalising_tensors(model.config, statistics, statics)
+
+
+def stored_dtype(name: str, layout: Layout, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a parameter in a checkpoint whose matrices have this one."""
+    return dtype if is_matrix(name, layout.full_shape) else torch.float32
+
+
+def normalising_tensors(
+    config: ModelConfig,
+    statistics: Statistics,
+    statics: Mapping[str, npt.NDArray[np.floating]],
+) -> Iterator[CutTensor]:
+    """What a checkpoint holds besides parameters."""
+    usable = usable_degrees(config)
+    map_degrees = {0: usable["tensor"], 1: usable["domain"]}  # field groups, bands of token rows
     for name, array in statistics.to_arrays().items():
-        yield f"statistics.{name}", torch.from_numpy(array), {0, 1} if array.ndim > 1 else set()
+        degrees = map_degrees if array.ndim > 1 else {}
+        yield f"statistics.{name}", torch.from_numpy(array), degrees
     for name, static in statics.items():
-        yield f"statics.{name}", torch.from_numpy(np.array(static, dtype=np.float32)), set()
+        yield f"statics.{name}", torch.from_numpy(np.array(static, dtype=np.float32)), {}
 
 
 def gather_whole(model: WeatherMixer, piece: torch.Tensor, layout: Layout) -> torch.Tensor:

@@ -149,7 +149,7 @@ class ShardReader:
             raise ShardDamage(not_a_header)
         try:
             entries = json.loads(content[_LENGTH_BYTES:])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ShardDamage(not_a_header) from error
         if not isinstance(entries, dict):
             raise ShardDamage(not_a_header)

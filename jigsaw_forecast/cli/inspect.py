@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jigsaw_forecast.errors import CheckpointError, DataError
+from jigsaw_forecast.errors import CheckpointError, DataError, MeshError
 from jigsaw_forecast.log import track
 
 if TYPE_CHECKING:
     from jigsaw_forecast.data.records import FieldRecord, Source
 
+_MAX_SHARDS_SHOWN = 4
 _COLUMNS = ("variable", "level", "valid_time", "grid", "units", "min", "max", "mean", "missing")
 
 
@@ -24,6 +25,14 @@ def inspect(
             metavar="CHECKPOINT|FILE", help="Checkpoint (name or folder) or GRIB, zarr, netCDF."
         ),
     ],
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            "--mesh",
+            metavar="AXIS=DEGREE,...",
+            help="Show what each rank of this mesh would hold and read: domain=2,tensor=2.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Shows what a checkpoint or a data file holds.
@@ -34,16 +43,23 @@ def inspect(
     \b
     Examples:
       jigsaw-forecast inspect nature-run
+      jigsaw-forecast inspect nature-run --mesh domain=2,tensor=2
       jigsaw-forecast inspect gfs.grb --json
     """
+    # numpy takes a tenth of a second to import and --help must not wait
+    from jigsaw_forecast.cli.parse import parse_mesh
+
     path = Path(target)
-    if path.exists() and not (path / "model.json").is_file():
-        _inspect_data(path, as_json=as_json)
+    degrees = None if mesh is None else parse_mesh(mesh)
+    if not path.exists() or (path / "model.json").is_file():
+        _inspect_checkpoint(target, degrees, as_json=as_json)
+    elif degrees is not None:
+        raise MeshError(f"{path} is no checkpoint; --mesh shows how the ranks share one")
     else:
-        _inspect_checkpoint(target, as_json=as_json)
+        _inspect_data(path, as_json=as_json)
 
 
-def _inspect_checkpoint(name: str, *, as_json: bool) -> None:
+def _inspect_checkpoint(name: str, degrees: dict[str, int] | None, *, as_json: bool) -> None:
     # torch and safetensors take seconds to import and --help must not wait
     from jigsaw_forecast.checkpoint.describe import describe_checkpoint
     from jigsaw_forecast.checkpoint.format import find_checkpoint
@@ -52,11 +68,62 @@ def _inspect_checkpoint(name: str, *, as_json: bool) -> None:
         folder = find_checkpoint(name)
     except CheckpointError as error:
         raise DataError(f"{name}: no such file; {error}") from None
-    description = describe_checkpoint(folder)
+    description = describe_checkpoint(folder, degrees)
     if as_json:
         typer.echo(json.dumps(description, indent=1, default=str))
     else:
-        typer.echo("\n".join(_outline(description)))
+        typer.echo("\n".join(_outline(_shortened(description))))
+
+
+def _shortened(description: dict[str, Any]) -> dict[str, Any]:
+    """A description that fits a screen: `--json` has what is left out."""
+    from jigsaw_forecast.checkpoint.progress import format_bytes
+
+    shown = dict(description)
+    shown["bytes"] = format_bytes(description["bytes"])
+    shown["plausible"] = {
+        variable: ", ".join(
+            f"{name} {low:.4g} to {high:.4g}".removeprefix(f"{variable} ")
+            for name, low, high in bounds
+        )
+        for variable, bounds in _by_variable(description["plausible"]).items()
+    }
+    shards = shown.pop("shards")
+    if len(shards) > _MAX_SHARDS_SHOWN:
+        shown["shards"] = f"{len(shards)} files; --json lists their digests"
+    else:
+        shown["shards"] = {
+            name: f"{format_bytes(shard['bytes'])}, sha256 {shard['sha256']}"
+            for name, shard in shards.items()
+        }
+    if "mesh" in shown:
+        mesh = shown.pop("mesh")
+        ranks = mesh.pop("ranks")
+        shown["mesh"] = ",".join(f"{axis}={degree}" for axis, degree in mesh.items())
+        shown["ranks of one model group"] = {
+            f"rank {rank['rank']} (domain {rank['domain']}, tensor {rank['tensor']})": (
+                f"stores {format_bytes(rank['parameter_bytes'])} of parameters, "
+                f"reads {format_bytes(rank['bytes_to_read'])}"
+            )
+            for rank in ranks
+        }
+    return shown
+
+
+def _by_variable(
+    plausible: dict[str, list[float]],
+) -> dict[str, list[tuple[str, float, float]]]:
+    """Ranges of fields that differ in the level only, together; equal neighbours as one."""
+    found: dict[str, list[tuple[str, float, float]]] = {}
+    for name, (low, high) in plausible.items():
+        variable = name.rstrip("0123456789") or name
+        ranges = found.setdefault(variable, [])
+        if ranges and ranges[-1][1:] == (low, high):
+            first = ranges[-1][0].partition("-")[0]
+            ranges[-1] = (f"{first}-{name.removeprefix(variable)}", low, high)
+        else:
+            ranges.append((name, low, high))
+    return found
 
 
 def _inspect_data(path: Path, *, as_json: bool) -> None:

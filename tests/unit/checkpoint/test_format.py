@@ -1,10 +1,11 @@
 """The checkpoint folder: versions, digests, paths, blocks."""
 
+import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
 from jigsaw_forecast.checkpoint.format import (
     FORMAT_VERSION,
@@ -15,7 +16,7 @@ from jigsaw_forecast.checkpoint.format import (
     verify_digests,
     write_manifest,
 )
-from jigsaw_forecast.checkpoint.save import num_blocks
+from jigsaw_forecast.checkpoint.load import load_checkpoint
 from jigsaw_forecast.errors import CheckpointError
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.mesh import single_rank_mesh
@@ -67,7 +68,7 @@ def test_truncated_and_missing_shards_are_all_named(folder: Path) -> None:
 
 def test_other_format_version_is_refused_by_number(folder: Path) -> None:
     edit(folder, format_version=99)
-    with pytest.raises(CheckpointError, match="format version 99, this program reads 1"):
+    with pytest.raises(CheckpointError, match="format version 99, this program reads 1 and 2"):
         read_manifest(folder)
 
 
@@ -125,9 +126,76 @@ def test_name_is_found_in_the_environments_folder(
     assert find_checkpoint("model") == folder
 
 
-def test_blocks_are_powers_of_two_that_divide_and_stay_large() -> None:
-    # 4096 x 4096 bfloat16 is 32 MiB: 16 x 8 blocks of 256 KiB
-    assert num_blocks((4096, 4096), {0, 1}, 2) in {(16, 8), (8, 16)}
-    assert num_blocks((69, 110, 4608), {0, 2}, 2) == (1, 1, 16)
-    assert num_blocks((384,), {0}, 4) == (1,)
-    assert np.prod(num_blocks((1 << 14, 1 << 14), {0, 1}, 2)) == 256
+def as_version_1(folder: Path) -> None:
+    """Rewrites model.json as the first version had it: no digests of blocks."""
+    path = folder / "model.json"
+    raw = json.loads(path.read_text()) | {"format_version": 1, "digest": ""}
+    for record in raw["tensors"].values():
+        del record["digests"]
+    rest = {key: value for key, value in raw.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True)
+    path.write_text(json.dumps(raw | {"digest": hashlib.sha256(text.encode()).hexdigest()}))
+
+
+def test_version_1_loads_the_same_values(folder: Path) -> None:
+    expected = load_checkpoint(folder, single_rank_mesh()).model.state_dict()
+    as_version_1(folder)
+    loaded = load_checkpoint(folder, single_rank_mesh())
+    assert loaded.manifest.format_version == 1
+    for name, values in loaded.model.state_dict().items():
+        assert torch.equal(values, expected[name]), name
+
+
+def test_altered_shard_of_version_1_is_refused(folder: Path) -> None:
+    as_version_1(folder)
+    (shard,) = folder.glob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{shard.name}: sha256"):
+        load_checkpoint(folder, single_rank_mesh())
+
+
+def test_version_2_without_digests_of_blocks_is_refused(folder: Path) -> None:
+    raw = json.loads((folder / "model.json").read_text())
+    raw["tensors"]["head.bias"]["digests"] = []
+    (folder / "model.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="missing digests of the blocks of head.bias"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dtype": "int7"}, "dtype int7 is none of float32"),
+        ({"num_blocks": [3]}, "do not fit together"),
+        ({"num_blocks": [0]}, "do not fit together"),
+    ],
+)
+def test_a_tensor_recorded_in_an_impossible_way_is_refused(
+    folder: Path, change: dict[str, object], words: str
+) -> None:
+    raw = json.loads((folder / "model.json").read_text())
+    raw["tensors"]["head.bias"] |= change
+    (folder / "model.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=rf"tensors.head.bias.*{words}"):
+        read_manifest(folder)
+
+
+def test_another_architecture_is_refused_by_its_settings(folder: Path) -> None:
+    raw = json.loads((folder / "model.json").read_text())
+    raw["architecture"]["num_heads"] = 8
+    del raw["architecture"]["patch"]
+    (folder / "model.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError) as caught:
+        read_manifest(folder)
+    assert "architecture.num_heads" in str(caught.value)
+    assert "architecture.patch" in str(caught.value)
+
+
+def test_a_tensor_that_the_architecture_does_not_know_is_refused(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    extra = {"head.gate": manifest.tensors["head.bias"]}
+    changed = manifest.model_copy(update={"tensors": manifest.tensors | extra})
+    with pytest.raises(CheckpointError, match="unknown tensor head.gate"):
+        check_complete(folder, changed, shapes())
