@@ -17,7 +17,10 @@ COMMANDS = [
     ["plot"],
     ["selfcheck"],
     ["data", "nature-run"],
+    ["plan"],
+    ["bench"],
     ["checkpoint", "verify"],
+    ["checkpoint", "new"],
 ]
 
 

@@ -328,6 +328,6 @@ def test_batches_that_the_replicas_cannot_share_are_refused(
     replicated = type(mesh)(
         type(mesh.data)("data", 3, 0, None), mesh.domain, mesh.tensor, mesh.model, mesh.device
     )
-    monkeypatch.setattr(training, "make_mesh", lambda degrees, device: replicated)
+    monkeypatch.setattr(training, "make_mesh", lambda degrees, device, plan: replicated)
     with pytest.raises(MeshError, match="data=3 does not divide .* 2, 4"):
         _train(write_recipe(tmp_path, store), tmp_path / "out")
