@@ -3,7 +3,7 @@
     python benchmarks/overlap.py [--chunks 1 2 4 8] [--share 0.5] [--rounds 5] [--json FILE]
 
 Two ranks, one thread each, in two network namespaces of the benchmark's own, joined by a link
-that is shaped to a rate at which communication would take `--share` of a step that hides nothing.
+that is shaped to a rate at which communication alone takes `--share` of the step's time.
 For every mesh, mode and chunk count three times are measured, in turn:
 
     t_step           the step
@@ -49,8 +49,8 @@ AXES = ("domain", "tensor")
 MODES = ("forward", "streamed", "training")
 PARTS = ("step", "compute", "communication")
 MIB = 2.0**20
-# the rate is set from the bytes; latency and TCP take their part, so it is corrected
-NUM_CORRECTIONS = 2
+# the step that communication takes a share of depends on the rate itself, and on what it hides
+NUM_CORRECTIONS = 3
 
 
 class Pair:
@@ -148,13 +148,12 @@ def running(link: Link | None) -> Iterator[Pair]:
 
 
 def calibrate(pair: Pair, num_bytes: int, share: float) -> float:
-    """Sets and returns the bytes a second at which communication is a share of both parts."""
+    """Sets and returns the bytes a second at which communication lasts a share of the step."""
     compute_s = statistics.median(pair.seconds("compute") for _ in range(3))
-    wanted_s = compute_s * share / (1 - share)
-    rate = num_bytes / wanted_s
+    rate = num_bytes / (compute_s * share)
     for _ in range(NUM_CORRECTIONS):
         pair.set_rate(rate)
-        rate *= pair.seconds("communication") / wanted_s
+        rate *= pair.seconds("communication") / (share * pair.seconds("step"))
     pair.set_rate(rate)
     return rate
 
@@ -178,16 +177,14 @@ def measure(pair: Pair, num_rounds: int) -> dict[str, Any]:
     return {"seconds": times, "hidden": hidden, "received_per_step": per_step}
 
 
-def measure_all(pair: Pair, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_all(pair: Pair, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row for every mesh, mode and chunk count."""
     config = body_config(options).model_dump_json()
-    rows = []
     for axis in options.axes:
         for mode in options.modes:
             rate = None
             for chunks in options.chunks:
                 case = {"axis": axis, "mode": mode, "chunks": chunks}
-                print(f"{axis}=2, {mode}, chunks {chunks}", file=sys.stderr, flush=True)
                 if rate is None:
                     pair.set_rate(None)
                 built = pair.ask("build", config=config, **case)
@@ -195,30 +192,44 @@ def measure_all(pair: Pair, options: argparse.Namespace) -> list[dict[str, Any]]
                 if rate is None:  # one rate for all chunk counts of a case
                     rate = calibrate(pair, num_bytes, options.share)
                 figures = measure(pair, options.rounds)
-                rows.append(case | {"bytes_per_s": rate, "calls": built[0]["calls"]} | figures)
-    return rows
+                yield case | {"bytes_per_s": rate, "calls": built[0]["calls"]} | figures
 
 
-def print_table(rows: list[dict[str, Any]], is_shaped: bool) -> None:
-    print(
-        f"{'mesh':9} {'mode':9} {'chunks':>6} {'calls':>6} {'MiB/s':>7} {'compute s':>9} "
-        f"{'commun. s':>9} {'step s':>7} {'hidden':>7} {'min':>6} {'max':>6} "
-        f"{'counted MiB':>12} {'interface':>10} {'ratio':>6}"
+def print_head(options: argparse.Namespace, load: float, is_shaped: bool) -> None:
+    between = (
+        "two namespaces joined by a shaped link"
+        if is_shaped
+        else "NO LINK: a delay in the collectives, proportional to their bytes, stands in for it"
     )
-    for row in rows:
-        step, compute, communication = (statistics.median(row["seconds"][part]) for part in PARTS)
-        hidden, received = row["hidden"], row["received_per_step"]
-        interface = ratio = "-"
-        if is_shaped:
-            interface = f"{received['interface'] / MIB:.2f}"
-            ratio = f"{received['interface'] / received['counted']:.3f}"
-        chunks = row["chunks"] or "default"
-        print(
-            f"{row['axis'] + '=2':9} {row['mode']:9} {chunks:>6} {row['calls']:6} "
-            f"{row['bytes_per_s'] / MIB:7.1f} {compute:9.3f} {communication:9.3f} {step:7.3f} "
-            f"{statistics.median(hidden):7.2f} {min(hidden):6.2f} {max(hidden):6.2f} "
-            f"{received['counted'] / MIB:12.2f} {interface:>10} {ratio:>6}"
-        )
+    print(
+        f"N={options.tokens} C={options.channels} D_n={options.token_hidden} "
+        f"D_c={options.channel_hidden}, {options.blocks} blocks, float32, median of "
+        f"{options.rounds}; load average before the start {load:.2f}\n{between}"
+    )
+    print(
+        f"{'mesh':9} {'mode':9} {'chunks':>7} {'calls':>6} {'MiB/s':>7} {'compute s':>9} "
+        f"{'commun. s':>9} {'step s':>7} {'share':>6} {'hidden':>7} {'min':>6} {'max':>6} "
+        f"{'counted MiB':>12} {'interface':>10} {'ratio':>6}",
+        flush=True,
+    )
+
+
+def print_row(row: dict[str, Any], is_shaped: bool) -> None:
+    step, compute, communication = (statistics.median(row["seconds"][part]) for part in PARTS)
+    hidden, received = row["hidden"], row["received_per_step"]
+    interface = ratio = "-"
+    if is_shaped:
+        interface = f"{received['interface'] / MIB:.2f}"
+        ratio = f"{received['interface'] / received['counted']:.3f}"
+    chunks = row["chunks"] or "default"
+    print(
+        f"{row['axis'] + '=2':9} {row['mode']:9} {chunks:>7} {row['calls']:6} "
+        f"{row['bytes_per_s'] / MIB:7.1f} {compute:9.3f} {communication:9.3f} {step:7.3f} "
+        f"{communication / step:6.2f} "
+        f"{statistics.median(hidden):7.2f} {min(hidden):6.2f} {max(hidden):6.2f} "
+        f"{received['counted'] / MIB:12.2f} {interface:>10} {ratio:>6}",
+        flush=True,
+    )
 
 
 def free_port() -> int:
@@ -253,19 +264,12 @@ def main(arguments: list[str] | None = None) -> None:
     if not 0 < options.share < 1:
         sys.exit(f"error: --share {options.share} is not between 0 and 1")
     with ended_by_signals(), started_pair(delay=options.delay) as pair:
-        rows = measure_all(pair, options)
         is_shaped = pair.link is not None
-    between = (
-        "two namespaces joined by a shaped link"
-        if is_shaped
-        else "NO LINK: a delay in the collectives, proportional to their bytes, stands in for it"
-    )
-    print(
-        f"N={options.tokens} C={options.channels} D_n={options.token_hidden} "
-        f"D_c={options.channel_hidden}, {options.blocks} blocks, float32, median of "
-        f"{options.rounds}; load average before the start {load:.2f}\n{between}"
-    )
-    print_table(rows, is_shaped)
+        print_head(options, load, is_shaped)
+        rows = []
+        for row in measure_all(pair, options):
+            print_row(row, is_shaped)
+            rows.append(row)
     if options.json:
         sizes = {name: value for name, value in vars(options).items() if name != "json"}
         options.json.write_text(

@@ -91,18 +91,19 @@ def shaped_link() -> Iterator[Link]:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within, SIGTERM and SIGHUP raise SystemExit, so that contexts end in order."""
+    """Within, SIGINT, SIGTERM and SIGHUP raise SystemExit, so that contexts end in order."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def end(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            # timeout(1) sends its signal twice; the second would cut the removal short
+            signal.signal(each, signal.SIG_IGN)
         raise SystemExit(128 + number)  # a shell's code for an end by a signal
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, end) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+    yield  # after an error too, only the end of the process follows
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def namespaces() -> list[str]:

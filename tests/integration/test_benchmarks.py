@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,17 +141,19 @@ def test_a_delay_stands_in_for_the_link_and_is_named(tmp_path: Path) -> None:
 def test_a_terminated_benchmark_leaves_no_namespace(permitted: None) -> None:
     with subprocess.Popen(
         command("overlap", "--rounds=1000"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
-        assert process.stderr is not None
+        assert process.stdout is not None
         names = [f"jigsaw-bench-{process.pid}-{side}" for side in (0, 1)]
         try:
-            while "domain=2" not in process.stderr.readline():  # the ranks have been started
+            while "namespaces" not in process.stdout.readline():  # the ranks have been started
                 assert process.poll() is None
             assert set(names) <= set(shaped_link.namespaces())
-            process.send_signal(signal.SIGTERM)
+            for _ in range(2):  # as timeout(1) does
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.02)
             assert process.wait(60) == 128 + signal.SIGTERM
         finally:
             process.kill()

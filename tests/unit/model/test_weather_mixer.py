@@ -98,10 +98,13 @@ def test_columns_are_periodic() -> None:
     model = WeatherMixer(CONFIG, single_rank_mesh(), seed=0)
     with torch.no_grad():
         model.embed.position.zero_()
-    state = torch.randn(1, len(CONFIG.fields), 48, 12)
-    forcing = torch.randn(1, len(CONFIG.forcings), 48, 12)
-    tokens = model.embed(state, forcing, torch.float32)
-    shifted = model.embed(state.roll(4, -1), forcing.roll(4, -1), torch.float32)
+    maps = torch.randn(1, len(CONFIG.fields) + len(CONFIG.forcings), 48, 12)
+    scheme, weights = Scheme(model.mesh, torch.float32), model.embed.gathering(torch.float32)
+    vectors = dict(model.named_parameters())
+    tokens, shifted = (
+        model.embed(scheme, weights, weights.pieces, vectors, each)
+        for each in (maps, maps.roll(4, -1))
+    )
     by_column = tokens.unflatten(1, (24, 3)).roll(1, 2).flatten(1, 2)
     torch.testing.assert_close(shifted, by_column)
 

@@ -7,10 +7,17 @@ import pytest
 
 from jigsaw_forecast.errors import MeshError
 from jigsaw_forecast.parallel import launch
-from jigsaw_forecast.parallel.launch import RankEnvironment, distributed_environment, ensure_ranks
+from jigsaw_forecast.parallel.launch import ensure_ranks
+from jigsaw_forecast.parallel.rank_environment import (
+    RankEnvironment,
+    distributed_environment,
+    first_host,
+    tasks_per_node,
+)
 
 PREFIXES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "TORCHELASTIC_", "JIGSAW_LAUNCHER")
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+OTHERS = ("LOCAL_WORLD_SIZE", "TORCH_CPP_LOG_LEVEL", launch.TIMEOUT_VARIABLE)
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +26,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(PREFIXES):
             monkeypatch.delenv(name)
-    for name in NAMES:
+    for name in (*NAMES, *OTHERS):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -101,6 +108,29 @@ def test_the_translation_of_srun_is_what_torch_reads(monkeypatch: pytest.MonkeyP
     assert values == {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu007"}
 
 
+@pytest.mark.parametrize(("node", "num_tasks"), [("0", "4"), ("1", "4"), ("2", "3")])
+def test_srun_tells_how_many_ranks_share_a_node(
+    monkeypatch: pytest.MonkeyPatch, node: str, num_tasks: str
+) -> None:
+    set_slurm(monkeypatch, SLURM_NNODES="3", SLURM_NTASKS="11", SLURM_NODEID=node)
+    set_all(monkeypatch, SLURM_STEP_TASKS_PER_NODE="4(x2),3")
+    assert ensure_ranks(11, []) is None
+    assert os.environ["LOCAL_WORLD_SIZE"] == num_tasks
+
+
+def test_the_tasks_of_a_step_on_one_node_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_slurm(monkeypatch, SLURM_NNODES="1")
+    assert ensure_ranks(8, []) is None
+    assert os.environ["LOCAL_WORLD_SIZE"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"), [("4(x2),3", [4, 4, 3]), ("2", [2]), ("1,2(x3)", [1, 2, 2, 2]), ("x", [])]
+)
+def test_the_task_counts_of_slurm_are_read(text: str, counts: list[int]) -> None:
+    assert tasks_per_node(text) == counts
+
+
 def test_all_tasks_of_a_step_choose_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
     ports = set()
     for rank in range(4):
@@ -156,6 +186,7 @@ def test_open_mpi_is_translated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None
     assert (found.rank, found.world_size, found.local_rank) == (1, 2, 1)
     assert (found.master_addr, found.launcher) == ("127.0.0.1", "mpirun")
+    assert found.local_world_size == 2
 
 
 def test_hydra_is_translated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,12 +194,22 @@ def test_hydra_is_translated(monkeypatch: pytest.MonkeyPatch) -> None:
     found = distributed_environment()
     assert found is not None
     assert (found.rank, found.world_size, found.local_rank) == (2, 4, 2)
+    assert found.local_world_size == 4
 
 
 def test_mpirun_over_hosts_needs_the_address_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(monkeypatch, PMI_RANK="2", PMI_SIZE="4", MPI_LOCALRANKID="0", MPI_LOCALNRANKS="2")
     with pytest.raises(MeshError, match="missing: MASTER_ADDR; pass it to all ranks"):
         distributed_environment()
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "nan", "soon", ""])
+def test_a_timeout_that_is_no_positive_number_is_refused(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv(launch.TIMEOUT_VARIABLE, text)
+    with pytest.raises(MeshError, match=f"JIGSAW_TIMEOUT_S={text}: expected a positive number"):
+        ensure_ranks(2, [])
 
 
 @pytest.mark.parametrize(
@@ -183,7 +224,7 @@ def test_mpirun_over_hosts_needs_the_address_of_rank_0(monkeypatch: pytest.Monke
     ],
 )
 def test_the_first_host_of_a_slurm_node_list_is_found(node_list: str, host: str) -> None:
-    assert launch.first_host(node_list) == host
+    assert first_host(node_list) == host
 
 
 def test_a_process_without_peers_tells_its_failure() -> None:
