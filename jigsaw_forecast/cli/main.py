@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error), EXIT_REFUSED)
     except Terminated as error:
         # the launcher, which was told to stop or stops its ranks, is the one to say so
-        return EXIT_STOPPED if launch.launched_here() else _fail(str(error), EXIT_STOPPED)
+        return EXIT_STOPPED if launch.launched_here() else _fail(_with_cause(error), EXIT_STOPPED)
     except StoppedError as error:
         return _fail(str(error), EXIT_STOPPED)
     except (KeyboardInterrupt, typer.Abort):
@@ -102,8 +102,14 @@ def _raise_terminated(number: int, frame: FrameType | None) -> None:
     raise Terminated(f"stopped by {signal.Signals(number).name}")
 
 
+def _with_cause(error: Terminated) -> str:
+    """Why a launcher stops this rank, where another rank's end is the cause."""
+    ended = launch.find_ended_peer()
+    return f"{ended}; {error}" if ended else str(error)
+
+
 def _fail(message: str, exit_code: int) -> int:
-    if launch.claim_failure(exit_code):
+    if launch.claim_failure(exit_code, message):
         sys.stderr.write(f"error: {message}\n")
         sys.stderr.flush()
     return exit_code
@@ -116,7 +122,7 @@ def _fail_with_traceback() -> int:
             time.sleep(PEER_FAILURE_DELAY_S)
         except (Terminated, KeyboardInterrupt):
             return EXIT_STOPPED
-    if launch.claim_failure(EXIT_BUG):
+    if launch.claim_failure(EXIT_BUG, report.rstrip().rpartition("\n")[2]):
         sys.stderr.write(report)
         sys.stderr.flush()
     return EXIT_BUG

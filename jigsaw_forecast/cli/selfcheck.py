@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import tempfile
 from dataclasses import asdict
 from importlib import metadata
@@ -38,6 +39,8 @@ _LIBRARIES = (
 )
 # 16 bit over a span of 2 K: half a packing step, with a margin for the float32 reference value
 _PACKING_TOLERANCE_K = 1e-3
+_SLOW_SHARE = 0.8  # of the median, below which a rank is called slow
+_WHOLE_FROM = 100.0  # numbers from here on are shown without decimals
 
 
 def selfcheck(
@@ -47,7 +50,7 @@ def selfcheck(
         typer.Option(
             "--mesh",
             metavar="AXIS=DEGREE,...",
-            help="Also start these ranks and measure each one's matrix rate and link rate.",
+            help="Also start these ranks, measure their matrix and link rates, mark the slow.",
         ),
     ] = "",
     device: Annotated[
@@ -164,16 +167,10 @@ def _find_backends() -> list[str]:
 
 
 def _measure(degrees: dict[str, int], device: Device) -> list[dict[str, Any]]:
-    import torch
-
-    from jigsaw_forecast.parallel.mesh import close_mesh, make_mesh
+    from jigsaw_forecast.parallel.mesh import choose_device, close_mesh, make_mesh
     from jigsaw_forecast.parallel.rates import measure_rates
 
-    if device is Device.AUTO:
-        # the ranks of this machine, where the launcher says how many, each on a GPU of its own
-        num_local = int(os.environ.get("LOCAL_WORLD_SIZE", math.prod(degrees.values())))
-        device = Device.CUDA if torch.cuda.device_count() >= num_local else Device.CPU
-    mesh = make_mesh(degrees, device.value)
+    mesh = make_mesh(degrees, choose_device(device.value), {"command": "selfcheck"})
     try:
         return [asdict(rank) for rank in measure_rates(mesh)]
     finally:
@@ -191,10 +188,48 @@ def _lines(report: dict[str, Any]) -> list[str]:
             f"cuda: {d['name']}, {d['memory_bytes'] / 2**30:.0f} GiB" for d in devices["cuda"]
         ]
     lines.append(f"backends: {', '.join(report.get('backends', []))}")
-    lines += [
-        f"rank {rate['rank']} on {rate['host']} ({rate['device']}): "
-        f"{rate['matrix_flops_per_second'] / 1e9:.0f} GFLOP/s, "
-        f"link {rate['link_bytes_per_second'] / 1e9:.2f} GB/s"
-        for rate in report.get("ranks", [])
-    ]
+    lines += _rank_table(report.get("ranks", []))
     return [*lines, *(["all is well"] if not report["problems"] else [])]
+
+
+def _rank_table(ranks: list[dict[str, Any]]) -> list[str]:
+    """One row for each rank, aligned; rates well below the median are marked."""
+    if not ranks:
+        return []
+    columns = {
+        "GFLOP/s": [rank["matrix_flops_per_second"] / 1e9 for rank in ranks],
+        "alone": [rank["matrix_flops_per_second_alone"] / 1e9 for rank in ranks],
+        "link GB/s": [rank["link_bytes_per_second"] / 1e9 for rank in ranks],
+        **{
+            f"{axis} GB/s": [rank["axis_bytes_per_second"][axis] / 1e9 for rank in ranks]
+            for axis in ranks[0]["axis_bytes_per_second"]
+        },
+    }
+    rows = [["rank", "host", "device", *columns, ""]]
+    for index, rank in enumerate(ranks):
+        values = [values[index] for values in columns.values()]
+        slow = [
+            name
+            for name, values in columns.items()
+            if values[index] < _SLOW_SHARE * statistics.median(values)
+        ]
+        rows.append(
+            [
+                str(rank["rank"]),
+                rank["host"],
+                rank["device"],
+                *(f"{value:.0f}" if value >= _WHOLE_FROM else f"{value:.2f}" for value in values),
+                f"slow: {', '.join(slow)}" if slow else "",
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [_align(row, widths) for row in rows]
+
+
+def _align(row: list[str], widths: list[int]) -> str:
+    """Host and device to the left, numbers to the right, remarks as they are."""
+    cells = [
+        cell.ljust(width) if column in (1, 2) else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row[:-1], widths[:-1], strict=True))
+    ]
+    return "  ".join([*cells, row[-1]]).rstrip()

@@ -17,68 +17,69 @@ import tempfile
 import threading
 import time
 import uuid
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from jigsaw_forecast.errors import MeshError
+from jigsaw_forecast.parallel.rank_environment import (
+    distributed_environment as distributed_environment,
+)
 
+TIMEOUT_VARIABLE = "JIGSAW_TIMEOUT_S"
+DEFAULT_TIMEOUT_S = 600.0
 _LAUNCHER_PID = "JIGSAW_LAUNCHER_PID"  # set for ranks that this module launched
 _MODULE = "jigsaw_forecast.cli.main"  # what each rank runs again
 _CLAIM = "first-failure.json"
 _EXIT_STOPPED = 3
 _PARENT_CHECK_PERIOD_S = 0.5
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # below the ports that Linux hands out by itself (32768)
 _STARTED_AT_S = time.time()
+# torch's C++ parts print a stack of many lines for each connection that a dead peer breaks
+_TORCH_LOG_LEVEL = ("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RankEnvironment:
-    """This process's place among the ranks that a launcher started.
+class Peers(Protocol):
+    """What this module needs of the watch over the other ranks, which imports torch."""
 
-    Attributes:
-        rank: From 0 over all machines.
-        world_size: Number of ranks.
-        local_rank: From 0 on this machine; chooses the GPU.
-        master_addr: Host of rank 0.
-        master_port: Port on which rank 0 gathers the others.
-        launcher: `torchrun` (also this project's own launcher), `srun` or `mpirun`.
-    """
+    def find_ended_peer(self) -> str:
+        """Which rank has ended the run, as far as is known; empty where none has."""
 
-    rank: int
-    world_size: int
-    local_rank: int
-    master_addr: str
-    master_port: int
-    launcher: str
+    def tell(self, message: str) -> None:
+        """Tells the other ranks why this one ends."""
 
 
-def distributed_environment() -> RankEnvironment | None:
-    """Reads this process's place among the ranks from the launcher's variables, None without one.
+_peers: Peers | None = None
 
-    An srun or mpirun of a single task counts as no launcher: it is how a command gets its share of
-    a node, on which it may launch ranks of its own.
+
+def set_peers(peers: Peers | None) -> None:
+    """Sets through whom this process knows the other ranks of its run, None for nobody."""
+    global _peers
+    _peers = peers
+
+
+def find_ended_peer() -> str:
+    """Which rank has ended the run, as far as is known; empty where none has."""
+    return _peers.find_ended_peer() if _peers is not None else ""
+
+
+def read_timeout_s() -> float:
+    """Seconds that a rank may wait for the others, from the environment.
 
     Raises:
-        MeshError: The launcher's variables are incomplete or contradict each other.
+        MeshError: The variable is no positive number.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _torchrun_environment()
-    if "SLURM_PROCID" in os.environ and (
-        # a batch script has SLURM_PROCID too; these two exist only inside an srun step
-        "SLURM_STEP_ID" in os.environ or "SLURM_LAUNCH_NODE_IPADDR" in os.environ
-    ):
-        environment = _slurm_environment()
-    elif "OMPI_COMM_WORLD_RANK" in os.environ:
-        environment = _mpi_environment("OMPI_COMM_WORLD_", "OMPI_COMM_WORLD_LOCAL_")
-    elif "PMI_RANK" in os.environ:
-        environment = _mpi_environment("PMI_", "MPI_LOCAL")
-    else:
-        return None
-    return environment if environment.world_size > 1 else None
+    text = os.environ.get(TIMEOUT_VARIABLE, str(DEFAULT_TIMEOUT_S))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < 1e7:  # also refuses NaN
+        raise MeshError(
+            f"{TIMEOUT_VARIABLE}={text}: expected a positive number of seconds, for example 600"
+        )
+    return seconds
 
 
 def launched_here() -> bool:
@@ -90,9 +91,10 @@ def ensure_ranks(num_ranks: int, argv: list[str]) -> int | None:
     """Sees to it that the command runs on `num_ranks` ranks.
 
     Where a launcher started this process, exports the variables that `torch.distributed` reads
-    (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) and ties the process to the launcher's
-    life where the launcher is torch's. Where none did and more than one rank is wanted, launches
-    them, waits for them, and forwards SIGTERM and SIGINT to them.
+    (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE where it is known, MASTER_ADDR, MASTER_PORT)
+    and ties the process to the launcher's life where the launcher is torch's. Where none did and
+    more than one rank is wanted, launches them, waits for them, and forwards SIGTERM and SIGINT to
+    them.
 
     Args:
         num_ranks: Size of the mesh.
@@ -103,9 +105,10 @@ def ensure_ranks(num_ranks: int, argv: list[str]) -> int | None:
         they have ended.
 
     Raises:
-        MeshError: The launcher started another number of ranks.
+        MeshError: The launcher started another number of ranks, or the environment is wrong.
     """
     environment = distributed_environment()
+    read_timeout_s()  # what is wrong with it is said before anything starts
     if environment is None:
         return None if num_ranks == 1 else _launch(num_ranks, argv)
     if environment.world_size != num_ranks:
@@ -121,6 +124,9 @@ def ensure_ranks(num_ranks: int, argv: list[str]) -> int | None:
         MASTER_ADDR=environment.master_addr,
         MASTER_PORT=str(environment.master_port),
     )
+    if environment.local_world_size is not None:
+        os.environ["LOCAL_WORLD_SIZE"] = str(environment.local_world_size)
+    os.environ.setdefault(*_TORCH_LOG_LEVEL)
     if environment.launcher == "torchrun":
         die_with_launcher()
     return None
@@ -147,7 +153,7 @@ def die_with_launcher() -> None:
     threading.Thread(target=watch, name="launcher watch", daemon=True).start()
 
 
-def claim_failure(exit_code: int) -> bool:
+def claim_failure(exit_code: int, message: str = "") -> bool:
     """Whether this process is the one that tells the user about the run's failure.
 
     The first rank of a machine that fails claims the right; the others end silently, since what
@@ -155,7 +161,10 @@ def claim_failure(exit_code: int) -> bool:
 
     Args:
         exit_code: What this process is about to exit with; the launcher returns the claimer's.
+        message: Why, for the ranks of other machines; empty where they know.
     """
+    if _peers is not None:
+        _peers.tell(message)
     claim = _claim_path()
     if claim is None:
         return True
@@ -198,6 +207,7 @@ def _launch(num_ranks: int, argv: list[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_ranks)))
+    os.environ.setdefault(*_TORCH_LOG_LEVEL)
     os.environ[_LAUNCHER_PID] = str(os.getpid())
     # the agent would report what it does to its ranks; the ranks tell the user what matters
     agent_log = logging.getLogger("torch.distributed.elastic")
@@ -249,13 +259,14 @@ def _report_silent_death(exit_codes: dict[int, int]) -> int:
     # SIGABRT is how torch ends a rank whose peer is gone, SIGTERM how the agent ends the rest
     follows = (-signal.SIGABRT, -signal.SIGTERM)
     rank, exit_code = min(exit_codes.items(), key=lambda item: (item[1] in follows, item[1] >= 0))
+    host = platform.node()
     if exit_code == _EXIT_STOPPED:
-        _log.error("rank %d was stopped by a signal", rank)
+        _log.error("rank %d on host %s was stopped by a signal", rank, host)
     if exit_code >= 0:
         return exit_code
     name = signal.Signals(-exit_code).name
     hint = "; the system kills so when memory runs out" if exit_code == -signal.SIGKILL else ""
-    _log.error("rank %d on host %s was ended by %s%s", rank, platform.node(), name, hint)
+    _log.error("rank %d on host %s was ended by %s%s", rank, host, name, hint)
     # a kill or a termination comes from outside; SIGSEGV and its like are bugs
     from_outside = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
     return _EXIT_STOPPED if exit_code in from_outside else 1
@@ -265,118 +276,3 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _torchrun_environment() -> RankEnvironment:
-    values = _integers("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
-    if not os.environ.get("MASTER_ADDR"):
-        raise MeshError("RANK and WORLD_SIZE are set, missing: MASTER_ADDR (the host of rank 0)")
-    return _checked(
-        RankEnvironment(
-            rank=values["RANK"],
-            world_size=values["WORLD_SIZE"],
-            local_rank=values["LOCAL_RANK"],
-            master_addr=os.environ["MASTER_ADDR"],
-            master_port=values["MASTER_PORT"],
-            launcher="torchrun",
-        )
-    )
-
-
-def _slurm_environment() -> RankEnvironment:
-    # SLURM_NTASKS may be the whole job's; the step's own count wins where Slurm gives it
-    size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
-    values = _integers("srun", "SLURM_PROCID", size, "SLURM_LOCALID")
-    num_nodes = os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES"))
-    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
-    if "MASTER_ADDR" in os.environ:
-        address = os.environ["MASTER_ADDR"]
-    elif num_nodes == "1":
-        address = "127.0.0.1"
-    elif nodes:
-        address = first_host(nodes)  # task 0 runs on the step's first node
-    elif "SLURM_LAUNCH_NODE_IPADDR" in os.environ:
-        address = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
-    else:
-        raise MeshError("srun gave no node list, missing: MASTER_ADDR (the host of task 0)")
-    job = f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_STEP_ID', '')}"
-    return _checked(
-        RankEnvironment(
-            rank=values["SLURM_PROCID"],
-            world_size=values[size],
-            local_rank=values["SLURM_LOCALID"],
-            master_addr=address,
-            master_port=_master_port(job),
-            launcher="srun",
-        )
-    )
-
-
-def _mpi_environment(prefix: str, local_prefix: str) -> RankEnvironment:
-    """Reads Open MPI's (OMPI_COMM_WORLD_RANK ...) or Hydra's (PMI_RANK, MPI_LOCALRANKID ...)."""
-    is_open_mpi = prefix.startswith("OMPI")
-    local_rank = f"{local_prefix}RANK" if is_open_mpi else f"{local_prefix}RANKID"
-    local_size = f"{local_prefix}SIZE" if is_open_mpi else f"{local_prefix}NRANKS"
-    values = _integers("mpirun", f"{prefix}RANK", f"{prefix}SIZE", local_rank)
-    address = os.environ.get("MASTER_ADDR")
-    if not address:
-        if os.environ.get(local_size) != str(values[f"{prefix}SIZE"]):
-            raise MeshError(
-                "mpirun started ranks on several hosts, missing: MASTER_ADDR; pass it to all "
-                "ranks, for example mpirun -x MASTER_ADDR=HOST_OF_RANK_0"
-            )
-        address = "127.0.0.1"
-    # one number for all ranks of a job: the namespace, or mpirun's process on a single host
-    job = os.environ.get("PMIX_NAMESPACE") or os.environ.get("PMI_JOBID") or str(os.getppid())
-    return _checked(
-        RankEnvironment(
-            rank=values[f"{prefix}RANK"],
-            world_size=values[f"{prefix}SIZE"],
-            local_rank=values[local_rank],
-            master_addr=address,
-            master_port=_master_port(job),
-            launcher="mpirun",
-        )
-    )
-
-
-def first_host(node_list: str) -> str:
-    """The first host of a Slurm node list: `node[003-010,12],gpu1` gives `node003`."""
-    head, bracket, rest = node_list.partition("[")
-    if not bracket or "," in head:
-        return head.partition(",")[0]
-    inside, _, tail = rest.partition("]")
-    first = inside.replace(",", "-").partition("-")[0]
-    return head + first + tail.partition(",")[0]
-
-
-def _master_port(job: str) -> int:
-    if "MASTER_PORT" in os.environ:
-        return _integers("launcher", "MASTER_PORT")["MASTER_PORT"]
-    return _FIRST_PORT + zlib.crc32(job.encode()) % _NUM_PORTS
-
-
-def _integers(launcher: str, *names: str) -> dict[str, int]:
-    """The variables as numbers; one error names all that are missing or no numbers."""
-    missing = [name for name in names if name not in os.environ]
-    wrong = [
-        f"{name}={os.environ[name]!r} is not a number"
-        for name in names
-        if name in os.environ and not os.environ[name].strip().isdigit()
-    ]
-    if missing or wrong:
-        found = [f"missing: {', '.join(missing)}"] if missing else []
-        raise MeshError(
-            f"the environment that {launcher} gives a rank is incomplete: "
-            f"{'; '.join(wrong + found)}"
-        )
-    return {name: int(os.environ[name]) for name in names}
-
-
-def _checked(environment: RankEnvironment) -> RankEnvironment:
-    if not 0 <= environment.rank < environment.world_size:
-        raise MeshError(
-            f"{environment.launcher} calls this rank {environment.rank} of "
-            f"{environment.world_size} ranks; expected 0 to {environment.world_size - 1}"
-        )
-    return environment

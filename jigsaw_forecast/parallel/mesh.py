@@ -3,19 +3,21 @@
 import math
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from jigsaw_forecast import __version__
-from jigsaw_forecast.errors import MeshError, StoppedError
+from jigsaw_forecast.errors import MeshError
 from jigsaw_forecast.parallel.accounting import Traffic
-from jigsaw_forecast.parallel.agreement import agree_on_plan
-from jigsaw_forecast.parallel.watch import read_timeout_s, start_watch, stop_watch
+from jigsaw_forecast.parallel.agreement import agree_on_plan, meet
+from jigsaw_forecast.parallel.launch import read_timeout_s
+from jigsaw_forecast.parallel.watch import start_watch, stop_watch, waiting
 
 AXIS_NAMES = ("data", "domain", "tensor")
 # torch's own timeout comes after the watch's, which can say who is missed
@@ -114,7 +116,9 @@ def choose_device(name: str) -> str:
     Raises:
         MeshError: CUDA is asked for and not there.
     """
-    num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # where no launcher says how many ranks share this machine, all may
+    num_ranks = os.environ.get("WORLD_SIZE", "1")
+    num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return "cuda" if num_gpus >= max(num_local_ranks, 1) else "cpu"
@@ -162,28 +166,25 @@ def make_mesh(
         torch.cuda.set_device(device)
     if size == 1 and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return single_rank_mesh(device)
-    if not dist.is_initialized():
-        _join(device)
-    start_watch()
     text = ",".join(f"{name}={degree}" for name, degree in full.items())
-    agree_on_plan(
-        {
-            "jigsaw-forecast": __version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-            "mesh": text,
-            "device": device.type,
-        }
-        | dict(plan or {})
-    )
+    own_plan = {
+        "jigsaw-forecast": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "mesh": text,
+        "device": device.type,
+    }
+    _join(device, own_plan | dict(plan or {}))
     if dist.get_world_size() != size:
         raise MeshError(
             f"mesh {text} needs {size} ranks, found {dist.get_world_size()}; "
             "change --mesh or the number of ranks that the launcher starts"
         )
-    device_mesh = init_device_mesh(
-        device.type, tuple(full.values()), mesh_dim_names=tuple(full.keys())
-    )
+    with waiting("the creation of the mesh's groups"):
+        device_mesh = init_device_mesh(
+            device.type, tuple(full.values()), mesh_dim_names=tuple(full.keys())
+        )
+        model_group = _flatten_model(device_mesh, full)
     axes = {
         name: Axis(
             name,
@@ -194,36 +195,54 @@ def make_mesh(
         for name in AXIS_NAMES
     }
     model_size = full["domain"] * full["tensor"]
-    model_group = (
-        device_mesh["domain", "tensor"]._flatten("model").get_group() if model_size > 1 else None
-    )
     model_index = axes["domain"].index * full["tensor"] + axes["tensor"].index
     model = Axis("model", model_size, model_index, model_group)
     return Mesh(axes["data"], axes["domain"], axes["tensor"], model, device)
 
 
-def _join(device: torch.device) -> None:
-    """Joins the ranks of the run.
+def _flatten_model(device_mesh: DeviceMesh, degrees: Mapping[str, int]) -> dist.ProcessGroup | None:
+    if degrees["domain"] * degrees["tensor"] == 1:
+        return None
+    return device_mesh["domain", "tensor"]._flatten("model").get_group()
+
+
+def _join(device: torch.device, plan: Mapping[str, str]) -> None:
+    """Meets the other ranks, compares plans, starts the watch, and joins torch.distributed.
+
+    Nothing that depends on the ranks' being alike comes before the comparison.
 
     Raises:
-        StoppedError: They did not all come in time.
+        MeshError: Ranks differ.
+        StoppedError: Not all ranks came in time.
     """
     timeout_s = read_timeout_s()
-    try:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            timeout=timedelta(seconds=timeout_s + GRACE_AFTER_WATCH_S),
-        )
-    except dist.DistError as error:
-        raise StoppedError(
-            f"rank {os.environ.get('RANK')} on host {platform.node()}: the "
-            f"{os.environ.get('WORLD_SIZE')} ranks did not all come to "
-            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: {error}"
-        ) from error
+    if dist.is_initialized():
+        store = dist.distributed_c10d._get_default_store()
+        rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    else:
+        store, rank, num_ranks = meet(timeout_s)
+    start_watch(store, rank, num_ranks)
+    with waiting("the comparison of plans"):
+        agree_on_plan(plan, store, rank, num_ranks, timeout_s + GRACE_AFTER_WATCH_S)
+    if not dist.is_initialized():
+        with waiting("the connection of all ranks"):
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=store,
+                rank=rank,
+                world_size=num_ranks,
+                timeout=timedelta(seconds=timeout_s + GRACE_AFTER_WATCH_S),
+            )
 
 
 def close_mesh() -> None:
-    """Ends the watch, and torch.distributed where it was started."""
-    stop_watch()
-    if dist.is_initialized():
+    """Ends torch.distributed where it was started, and the watch.
+
+    Where an error is on its way the watch goes on, to tell the other ranks of it.
+    """
+    has_failed = sys.exc_info()[0] is not None
+    if not has_failed:
+        stop_watch()
+    # NCCL's orderly end waits for the other ranks, of which one may be gone
+    if dist.is_initialized() and not (has_failed and dist.get_backend() == "nccl"):
         dist.destroy_process_group()
