@@ -15,17 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from jigsaw_forecast.model.config import ModelConfig
+from jigsaw_forecast.parallel.ends import embed, head
 from jigsaw_forecast.parallel.halo import add_rows, pad_rows
 from jigsaw_forecast.parallel.layout import Cut, Layout, split_range
 from jigsaw_forecast.parallel.mesh import Mesh
-from jigsaw_forecast.parallel.products import (
-    Scheme,
-    channel_mixing,
-    embed,
-    head,
-    sharded_layer_norm,
-    token_mixing,
-)
+from jigsaw_forecast.parallel.norms import sharded_layer_norm
+from jigsaw_forecast.parallel.products import Scheme, channel_mixing, token_mixing
 from jigsaw_forecast.parallel.weights import (
     Gathering,
     Weight,
@@ -486,9 +481,9 @@ class WeatherMixer(nn.Module):
             layers.append(block.gatherings(dtype, layers[-1] if layers else None))
         heading = self.head.gathering(dtype, layers[-1])
 
+        vectors = self._gather_vectors()  # needed first: not to wait behind the matrices
         embed_pieces = announce(embedding)
         token_pieces, channel_pieces = (announce(weights) for weights in layers[0])
-        vectors = self._gather_vectors()
         maps = torch.cat([state, forcing], dim=1)
         x = self.embed(scheme, embedding, embed_pieces, vectors, maps)
         # The next block's weights travel over the axis that this mixing's activations leave free.

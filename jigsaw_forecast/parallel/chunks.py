@@ -12,7 +12,7 @@ from jigsaw_forecast.parallel.collectives import Pending
 from jigsaw_forecast.parallel.layout import split_range
 
 # Smaller chunks make slow products; more chunks hide no more than 1 - 1/8 already does.
-MIN_CHUNK_LENGTH = 512
+MIN_CHUNK_LENGTH = 256
 MAX_CHUNKS = 8
 
 
@@ -34,7 +34,9 @@ def chunk_ranges(length: int, num_chunks: int | None, num_ranks: int) -> list[sl
 class GatheredChunks:
     """Chunks that arrive one after the other."""
 
-    def __init__(self, chunks: list[slice], start: Callable[[slice], Pending]) -> None:
+    def __init__(
+        self, chunks: list[slice], start: Callable[[slice], Pending[torch.Tensor]]
+    ) -> None:
         """Begins with the first; `start` begins the gather of one chunk."""
         self._waiting = list(reversed(chunks))
         self._start = start
@@ -54,9 +56,9 @@ class ScatteredChunks:
     def __init__(self, put: Callable[[slice, torch.Tensor], object]) -> None:
         """`put` takes a chunk's place and its sum."""
         self._put = put
-        self._pending: tuple[slice, Pending] | None = None
+        self._pending: tuple[slice, Pending[torch.Tensor]] | None = None
 
-    def add(self, part: slice, pending: Pending) -> None:
+    def add(self, part: slice, pending: Pending[torch.Tensor]) -> None:
         """Notes a chunk whose sum is under way; the one before it is awaited."""
         self.finish()
         self._pending = part, pending

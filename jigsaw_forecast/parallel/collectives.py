@@ -8,7 +8,7 @@ how `plan` looks at a mesh that does not exist.
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,8 +24,8 @@ Result = TypeVar("Result")
 _all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
-class Pending:
-    """A tensor that is on its way: its collective has begun and may not have ended.
+class Pending(Generic[Result]):
+    """What is on its way: its collective has begun and may not have ended.
 
     On CPUs the backend's threads carry it, on GPUs a stream of its own.
     """
@@ -34,42 +34,43 @@ class Pending:
         self,
         mesh: Mesh,
         operation: Operation,
-        work: dist.Work | None,
+        works: Sequence[dist.Work],
         buffers: Sequence[torch.Tensor],
-        finish: Callable[[], torch.Tensor],
+        finish: Callable[[], Result],
     ) -> None:
         """Notes what travels; `finish` makes the result out of what has arrived."""
         self._mesh = mesh
         self._operation = operation
-        self._work = work
+        self._works = works
         self._num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in buffers)
-        self._finish: Callable[[], torch.Tensor] | None = finish
+        self._finish: Callable[[], Result] | None = finish
         mesh.traffic.begin(operation, self._num_bytes)
 
-    def wait(self) -> torch.Tensor:
+    def wait(self) -> Result:
         """The result, once; the buffers are let go."""
         assert self._finish is not None, "a result is taken once"
-        if self._work is not None:
+        if self._works:
             with waiting(str(self._operation)):
-                self._work.wait()
+                for work in self._works:
+                    work.wait()
         self._mesh.traffic.end(self._operation, self._num_bytes)
         result = self._finish()
-        self._finish = self._work = None
+        self._finish, self._works = None, ()
         return result
 
 
-class Ready(Pending):
-    """A tensor that needs no communication."""
+class Ready(Pending[Result]):
+    """What needs no communication."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    def __init__(self, result: Result) -> None:
         """Holds it."""
-        self._tensor: torch.Tensor | None = tensor
+        self._result: Result | None = result
 
-    def wait(self) -> torch.Tensor:
-        """The tensor, once."""
-        tensor, self._tensor = self._tensor, None
-        assert tensor is not None, "a result is taken once"
-        return tensor
+    def wait(self) -> Result:
+        """The result, once."""
+        result, self._result = self._result, None
+        assert result is not None, "a result is taken once"
+        return result
 
 
 def start_all_gather(
@@ -79,7 +80,7 @@ def start_all_gather(
     dim: int,
     kind: Kind,
     sizes: Sequence[int] | None = None,
-) -> Pending:
+) -> Pending[torch.Tensor]:
     """Begins to join the pieces of all ranks along an axis.
 
     Args:
@@ -97,28 +98,94 @@ def start_all_gather(
     if axis.size == 1:
         return Ready(piece)
     own = piece.contiguous()
-    shapes = [own.shape] * axis.size
-    if sizes is not None:
-        shapes = [torch.Size((*own.shape[:dim], n, *own.shape[dim + 1 :])) for n in sizes]
-    longest = max(shape.numel() for shape in shapes)
-    if own.numel() < longest:
-        padding = own.new_zeros(longest - own.numel())
-        own = torch.cat([own.reshape(-1), padding])
-    gathered = own.new_empty((axis.size, longest))
-    work = None
-    if longest and not own.is_meta:
-        work = _all_gather_single(_bytes(gathered), _bytes(own), group=axis.group, async_op=True)
-    operation = Operation("all-gather", axis.name, kind, (axis.size - 1) * _num_bytes(own))
+    shapes = _shapes(own, axis, dim, sizes)
+    if dim > 0:
+        whole, slots = _empty_slots(own, shapes, axis.index)
+        return _start_gather(mesh, axis, kind, own, whole, slots, lambda: torch.cat(slots, dim))
+    rows = [shape[0] for shape in shapes]
+    joined = own.new_empty((sum(rows), *own.shape[1:]))
+    slots = list(joined.split(rows))
+    whole = joined if len(set(rows)) == 1 else None
+    return _start_gather(mesh, axis, kind, own, whole, slots, lambda: joined)
 
-    def finish() -> torch.Tensor:
-        if dim == 0 and len(set(shapes)) == 1:
-            return gathered.view(axis.size * shapes[0][0], *shapes[0][1:])
-        parts = [
-            row[: shape.numel()].view(shape) for row, shape in zip(gathered, shapes, strict=True)
-        ]
-        return torch.cat(parts, dim)
 
-    return Pending(mesh, operation, work, (own, gathered), finish)
+def start_gather_parts(
+    mesh: Mesh,
+    piece: torch.Tensor,
+    axis_name: str,
+    dim: int,
+    kind: Kind,
+    sizes: Sequence[int] | None = None,
+) -> Pending[list[torch.Tensor]]:
+    """Begins to gather the pieces of all ranks, in rank order and as they are.
+
+    Arguments and communication as in `start_all_gather`, whose copy this saves where `dim` is
+    not the first.
+    """
+    axis = mesh.axis(axis_name)
+    if axis.size == 1:
+        return Ready([piece])
+    own = piece.contiguous()
+    whole, slots = _empty_slots(own, _shapes(own, axis, dim, sizes), axis.index)
+    return _start_gather(mesh, axis, kind, own, whole, slots, lambda: slots)
+
+
+def _shapes(
+    own: torch.Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None
+) -> list[torch.Size]:
+    if sizes is None:
+        return [own.shape] * axis.size
+    return [torch.Size((*own.shape[:dim], n, *own.shape[dim + 1 :])) for n in sizes]
+
+
+def _empty_slots(
+    own: torch.Tensor, shapes: list[torch.Size], index: int
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    """Where the pieces arrive; NCCL fills one buffer, elsewhere the own piece stays where it is."""
+    if own.is_cuda and len(set(shapes)) == 1:
+        whole = own.new_empty((len(shapes), *own.shape))
+        return whole, list(whole)
+    return None, [own if n == index else own.new_empty(shape) for n, shape in enumerate(shapes)]
+
+
+def _start_gather(
+    mesh: Mesh,
+    axis: Axis,
+    kind: Kind,
+    own: torch.Tensor,
+    whole: torch.Tensor | None,
+    slots: list[torch.Tensor],
+    finish: Callable[[], Result],
+) -> Pending[Result]:
+    """Begins an all-gather.
+
+    Gloo's own gathers into a buffer of its own and copies from there: between CPUs the pieces
+    go point to point, each straight to its place.
+
+    Args:
+        mesh: This rank's mesh.
+        axis: Of more than one rank.
+        kind: What the bytes are counted as.
+        own: This rank's piece.
+        whole: All slots as one buffer, where they are one and equally long.
+        slots: Where each rank's piece arrives.
+        finish: Makes the result out of what has arrived.
+    """
+    group = axis.group_for(kind)
+    works: list[dist.Work] = []
+    if own.is_cuda and whole is not None:
+        works = [_all_gather_single(_bytes(whole), _bytes(own), group=group, async_op=True)]
+    elif own.is_cuda:
+        flat = [_bytes(slot) for slot in slots]
+        works = [dist.all_gather(flat, _bytes(own), group=group, async_op=True)]
+    else:
+        works = _start_point_to_point(group, axis.index, [own] * axis.size, slots)
+        if slots[axis.index] is not own:
+            slots[axis.index].copy_(own)
+    others = [slot for index, slot in enumerate(slots) if index != axis.index]
+    operation = Operation("all-gather", axis.name, kind, sum(map(_num_bytes, others)))
+    buffers = [own, *(slot for slot in slots if slot is not own)]
+    return Pending(mesh, operation, works, buffers, finish)
 
 
 def all_gather(
@@ -139,7 +206,7 @@ def start_reduce_scatter(
     axis_name: str,
     kind: Kind,
     sizes: Sequence[int] | None = None,
-) -> Pending:
+) -> Pending[torch.Tensor]:
     """Begins to sum all ranks' tensors; the result is this rank's part along dim 0.
 
     Built from an all-to-all and a local sum: Gloo implements its own reduce-scatter as an
@@ -162,22 +229,36 @@ def start_reduce_scatter(
         assert partial.shape[0] % axis.size == 0
         sizes = [partial.shape[0] // axis.size] * axis.size
     outgoing = partial.contiguous()
-    own = sizes[axis.index]
-    received = outgoing.new_empty((axis.size, own, *outgoing.shape[1:]))
-    work = _start_exchange(axis, outgoing, list(sizes), received.flatten(0, 1), [own] * axis.size)
-    operation = Operation(
-        "reduce-scatter", axis.name, kind, (axis.size - 1) * _num_bytes(received[:1])
-    )
+    group, terms = axis.group_for(kind), list(outgoing.split(list(sizes)))
+    own = terms[axis.index]
+    if outgoing.is_cuda:
+        received = own.new_empty((axis.size, *own.shape))
+        works = _start_exchange(
+            group, outgoing, list(sizes), received.flatten(0, 1), [len(own)] * axis.size
+        )
+        arriving = list(received)
+    else:
+        arriving = [
+            own if index == axis.index else torch.empty_like(own) for index in range(axis.size)
+        ]
+        works = _start_point_to_point(group, axis.index, terms, arriving)
+    operation = Operation("reduce-scatter", axis.name, kind, (axis.size - 1) * _num_bytes(own))
+    buffers = [outgoing, *(term for term in arriving if term is not own)]
+    return Pending(mesh, operation, works, buffers, lambda: _sum(arriving, axis.index))
 
-    def finish() -> torch.Tensor:
-        if received.dtype in (torch.bfloat16, torch.float16):
-            return received.sum(0, dtype=torch.float32).to(received.dtype)
-        total = received[0] + received[1]
-        for term in received[2:]:
+
+def _sum(terms: list[torch.Tensor], own_index: int) -> torch.Tensor:
+    """The sum in rank order; changes the terms that arrived and not the own one."""
+    if terms[0].dtype in (torch.bfloat16, torch.float16):
+        total = terms[0].float()
+        for term in terms[1:]:
             total += term
-        return total
-
-    return Pending(mesh, operation, work, (outgoing, received), finish)
+        return total.to(terms[0].dtype)
+    total = terms[1] if own_index == 0 else terms[0]
+    torch.add(terms[0], terms[1], out=total)
+    for term in terms[2:]:
+        total += term
+    return total
 
 
 def reduce_scatter(
@@ -227,10 +308,10 @@ def all_to_all(
     flat = torch.cat([part.reshape(-1) for part in outgoing])
     incoming_sizes = [torch.Size(shape).numel() for shape in shapes]
     received = flat.new_empty(sum(incoming_sizes))
-    work = _start_exchange(
-        axis, flat, [part.numel() for part in outgoing], received, incoming_sizes
+    works = _start_exchange(
+        axis.group, flat, [part.numel() for part in outgoing], received, incoming_sizes
     )
-    _finish(work, f"all-to-all over {axis_name}")
+    _finish(works, f"all-to-all over {axis_name}")
     parts = received.split(incoming_sizes)
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -244,33 +325,22 @@ def exchange_rows(
         Point to point with both neighbours; receives as many bytes as it sends.
     """
     axis = mesh.domain
-    operations: list[dist.P2POp] = []
-    received: list[torch.Tensor | None] = []
-    num_received = 0
-    for neighbour, outgoing in ((axis.index - 1, to_north), (axis.index + 1, to_south)):
-        if not 0 <= neighbour < axis.size:
-            received.append(None)
-            continue
-        outgoing = outgoing.contiguous()
-        incoming = torch.empty_like(outgoing)
-        received.append(incoming)
-        num_received += _num_bytes(incoming)
-        if outgoing.numel() and not outgoing.is_meta:
-            operations += [
-                dist.P2POp(dist.isend, _bytes(outgoing), group=axis.group, group_peer=neighbour),
-                dist.P2POp(dist.irecv, _bytes(incoming), group=axis.group, group_peer=neighbour),
-            ]
-    works = dist.batch_isend_irecv(operations) if operations else []
-
-    def finish() -> torch.Tensor:
-        for work in works:
-            _finish(work, "rows of the neighbours over domain")
-        return to_north
-
+    outgoing: list[torch.Tensor | None] = [None] * axis.size
+    received: list[torch.Tensor | None] = [None] * axis.size
+    north, south = axis.index - 1, axis.index + 1
+    for neighbour, rows in ((north, to_north), (south, to_south)):
+        if 0 <= neighbour < axis.size:
+            outgoing[neighbour] = rows.contiguous()
+            received[neighbour] = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    works = _start_point_to_point(axis.group, axis.index, outgoing, received)
+    num_received = sum(_num_bytes(rows) for rows in received if rows is not None)
     if num_received:
         operation = Operation("rows", axis.name, "activations", num_received)
-        Pending(mesh, operation, None, (), finish).wait()
-    return received[0], received[1]
+        Pending(mesh, operation, works, (), lambda: None).wait()
+    return (
+        received[north] if north >= 0 else None,
+        received[south] if south < axis.size else None,
+    )
 
 
 def all_reduce_sum(tensor: torch.Tensor, axes: Sequence[Axis]) -> torch.Tensor:
@@ -281,10 +351,8 @@ def all_reduce_sum(tensor: torch.Tensor, axes: Sequence[Axis]) -> torch.Tensor:
     """
     for axis in axes:
         if axis.size > 1 and not tensor.is_meta:
-            _finish(
-                dist.all_reduce(tensor, group=axis.group, async_op=True),
-                f"all-reduce over {axis.name}",
-            )
+            work = dist.all_reduce(tensor, group=axis.group, async_op=True)
+            _finish([work], f"all-reduce over {axis.name}")
     return tensor
 
 
@@ -363,31 +431,49 @@ def barrier(mesh: Mesh) -> None:
             dist.barrier()
 
 
+def _start_point_to_point(
+    group: dist.ProcessGroup | None,
+    index: int,
+    outgoing: Sequence[torch.Tensor | None],
+    incoming: Sequence[torch.Tensor | None],
+) -> list[dist.Work]:
+    """Begins to send to and receive from each rank of a group what is meant for it."""
+    operations = []
+    for peer, (sent, received) in enumerate(zip(outgoing, incoming, strict=True)):
+        if peer == index:
+            continue
+        if sent is not None and sent.numel() and not sent.is_meta:
+            operations.append(dist.P2POp(dist.isend, _bytes(sent), group=group, group_peer=peer))
+        if received is not None and received.numel() and not received.is_meta:
+            operations.append(
+                dist.P2POp(dist.irecv, _bytes(received), group=group, group_peer=peer)
+            )
+    return dist.batch_isend_irecv(operations) if operations else []
+
+
 def _start_exchange(
-    axis: Axis,
+    group: dist.ProcessGroup | None,
     outgoing: torch.Tensor,
     outgoing_rows: list[int],
     incoming: torch.Tensor,
     incoming_rows: list[int],
-) -> dist.Work | None:
+) -> list[dist.Work]:
     """Begins an all-to-all of rows along dim 0; either side may have none."""
-    if outgoing.is_meta:
-        return None
     row_bytes = max(_num_bytes(outgoing[:1]), _num_bytes(incoming[:1]))
-    work: dist.Work | None = dist.all_to_all_single(
+    work = dist.all_to_all_single(
         _bytes(incoming),
         _bytes(outgoing),
         [rows * row_bytes for rows in incoming_rows],
         [rows * row_bytes for rows in outgoing_rows],
-        group=axis.group,
+        group=group,
         async_op=True,
     )
-    return work
+    return [work]
 
 
-def _finish(work: dist.Work | None, name: str) -> None:
-    if work is not None:
-        with waiting(name):
+def _finish(works: Sequence[dist.Work], name: str) -> None:
+    with waiting(name):
+        for work in works:
             work.wait()
 
 

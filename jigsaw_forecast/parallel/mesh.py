@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from jigsaw_forecast import __version__
 from jigsaw_forecast.errors import MeshError
-from jigsaw_forecast.parallel.accounting import Traffic
+from jigsaw_forecast.parallel.accounting import Kind, Traffic
 from jigsaw_forecast.parallel.agreement import agree_on_plan, meet
 from jigsaw_forecast.parallel.launch import read_timeout_s
 from jigsaw_forecast.parallel.watch import start_watch, stop_watch, waiting
@@ -33,12 +33,20 @@ class Axis:
         size: Degree of the axis.
         index: This rank's place on it.
         group: Process group of the ranks along it; None where size is 1.
+        weight_group: The same ranks' group for weights and their gradients, None where it is
+            `group`: a group carries one collective after the other, and an activation must not
+            wait behind a weight that is needed a layer later.
     """
 
     name: str
     size: int
     index: int
     group: dist.ProcessGroup | None
+    weight_group: dist.ProcessGroup | None = None
+
+    def group_for(self, kind: Kind) -> dist.ProcessGroup | None:
+        """The process group that carries bytes of this kind."""
+        return self.weight_group or self.group if kind == "weights" else self.group
 
 
 @dataclass(frozen=True)
@@ -185,12 +193,18 @@ def make_mesh(
             device.type, tuple(full.values()), mesh_dim_names=tuple(full.keys())
         )
         model_group = _flatten_model(device_mesh, full)
+        weight_groups = {
+            name: _second_group(device_mesh, name)
+            for name in ("domain", "tensor")
+            if full[name] > 1
+        }
     axes = {
         name: Axis(
             name,
             full[name],
             device_mesh.get_local_rank(name),
             device_mesh.get_group(name) if full[name] > 1 else None,
+            weight_groups.get(name),
         )
         for name in AXIS_NAMES
     }
@@ -204,6 +218,15 @@ def _flatten_model(device_mesh: DeviceMesh, degrees: Mapping[str, int]) -> dist.
     if degrees["domain"] * degrees["tensor"] == 1:
         return None
     return device_mesh["domain", "tensor"]._flatten("model").get_group()
+
+
+def _second_group(device_mesh: DeviceMesh, axis_name: str) -> dist.ProcessGroup | None:
+    """Another group of the ranks along an axis."""
+    ranks = device_mesh.mesh.movedim(AXIS_NAMES.index(axis_name), -1).flatten(0, -2).tolist()
+    timeout = timedelta(seconds=read_timeout_s() + GRACE_AFTER_WATCH_S)
+    own: dist.ProcessGroup | None
+    own, _ = dist.new_subgroups_by_enumeration(ranks, timeout=timeout)
+    return own
 
 
 def _join(device: torch.device, plan: Mapping[str, str]) -> None:

@@ -20,8 +20,10 @@ from jigsaw_forecast.parallel.collectives import (
     all_reduce_sum,
     reduce_scatter,
     start_all_gather,
+    start_gather_parts,
     start_reduce_scatter,
 )
+from jigsaw_forecast.parallel.columns import Columns, GrowingProduct
 from jigsaw_forecast.parallel.layout import Cut, Layout
 from jigsaw_forecast.parallel.mesh import Mesh
 
@@ -94,8 +96,8 @@ class Gathering:
         steps = [[] if w.is_resident else _steps(mesh, w.layout) for w in weights]
         assert all(len(each) <= 1 for each in steps), "a matrix is stored cut over one axis"
         self._steps = [each[0] if each else None for each in steps]
-        self._gathers: list[Pending | None] = []
-        self._scatters: list[Pending | None] = []
+        self._gathers: list[Pending[Tensor] | Pending[list[Tensor]] | None] = []
+        self._scatters: list[Pending[Tensor] | None] = []
 
     @property
     def travels(self) -> bool:
@@ -111,23 +113,34 @@ class Gathering:
         if self._gathers or not self.travels:
             return
         self._gathers = [
-            None
-            if step is None
-            else start_all_gather(
-                self.mesh, piece.detach().to(self.dtype), step[0].axis, step[0].dim, "weights",
-                step[1],
-            )
+            None if step is None else self._start(piece.detach().to(self.dtype), *step)
             for piece, step in zip(self.pieces, self._steps, strict=True)
-        ]  # fmt: skip
+        ]
 
-    def take(self) -> list[Tensor]:
+    def _start(
+        self, piece: Tensor, cut: Cut, sizes: list[int]
+    ) -> Pending[Tensor] | Pending[list[Tensor]]:
+        """Begins one gather: rows are joined as they arrive, columns stay in parts."""
+        if cut.dim == 1:
+            return start_gather_parts(self.mesh, piece, cut.axis, cut.dim, "weights", sizes)
+        return start_all_gather(self.mesh, piece, cut.axis, cut.dim, "weights", sizes)
+
+    def take(self) -> list[Columns]:
         """The parts that compute, in the products' dtype."""
         self.start()
         gathers = self._gathers or [None] * len(self.pieces)
         self._gathers = []
+        matrices = []
+        for piece, pending in zip(self.pieces, gathers, strict=True):
+            arrived = piece.detach().to(self.dtype) if pending is None else pending.wait()
+            matrices.append(Columns([arrived] if isinstance(arrived, Tensor) else arrived))
+        return matrices
+
+    def products(self) -> list[GrowingProduct]:
+        """Empty gradients of the parts that compute, laid out as they will be scattered."""
         return [
-            piece.detach().to(self.dtype) if pending is None else pending.wait()
-            for piece, pending in zip(self.pieces, gathers, strict=True)
+            GrowingProduct(step[1] if step is not None and step[0].dim == 1 else None)
+            for step in self._steps
         ]
 
     def start_before(self) -> None:
@@ -135,7 +148,7 @@ class Gathering:
         for gathering in self.before:
             gathering.start()
 
-    def scatter(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+    def scatter(self, products: Sequence[GrowingProduct]) -> list[Tensor]:
         """Begins to sum the gradients of the parts computed; returns those of the pieces.
 
         What travels is returned empty; `finish_scatter` puts the sum there.
@@ -145,14 +158,16 @@ class Gathering:
         """
         assert not self._scatters
         results = []
-        for piece, step, gradient in zip(self.pieces, self._steps, gradients, strict=True):
+        for piece, step, product in zip(self.pieces, self._steps, products, strict=True):
+            gradient = product.value()
             if step is None:
                 self._scatters.append(None)
                 results.append(gradient.to(piece.dtype))
                 continue
             cut, sizes = step
-            front = gradient.movedim(cut.dim, 0)
-            pending = start_reduce_scatter(self.mesh, front, cut.axis, "weights", sizes)
+            if cut.dim == 1:
+                sizes = [piece.shape[0] * width for width in sizes]
+            pending = start_reduce_scatter(self.mesh, gradient, cut.axis, "weights", sizes)
             self._scatters.append(pending)
             results.append(torch.empty_like(piece))
         return results
@@ -160,9 +175,9 @@ class Gathering:
     def finish_scatter(self, gradients: Sequence[Tensor]) -> None:
         """Ends what `scatter` began and fills the gradients that it returned."""
         scatters, self._scatters = self._scatters, []
-        for gradient, pending, step in zip(gradients, scatters, self._steps, strict=True):
-            if pending is not None and step is not None:
-                gradient.copy_(pending.wait().movedim(0, step[0].dim))
+        for gradient, pending in zip(gradients, scatters, strict=True):
+            if pending is not None:
+                gradient.copy_(pending.wait().view_as(gradient))
 
 
 class _Announce(Function):

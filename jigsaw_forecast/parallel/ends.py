@@ -1,0 +1,156 @@
+"""The sharded products at both ends of the model: the embed and the head.
+
+As in `products`: pieces in, pieces out, complete gradients of each piece in backward.
+"""
+
+from typing import Any
+
+import torch
+from torch.autograd import Function
+
+from jigsaw_forecast.parallel.chunks import GatheredChunks, ScatteredChunks
+from jigsaw_forecast.parallel.norms import NormGradients, layer_norm
+from jigsaw_forecast.parallel.products import (
+    Scheme,
+    gather_channels,
+    scatter_channels,
+    scatter_columns,
+)
+from jigsaw_forecast.parallel.weights import Gathering
+
+Tensor = torch.Tensor
+
+
+class _Embed(Function):
+    """`patches W^T`, summed over the ranks' fields."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scheme: Scheme, weights: Gathering, patches: Tensor, *_: Tensor
+    ) -> Tensor:
+        mesh, rows = scheme.mesh, patches.flatten(0, 1).to(scheme.dtype)
+        parts = scheme.chunks(rows.shape[0], "tensor")
+        (weight,) = weights.take()
+        num_channels = weight.whole.shape[0] // mesh.tensor.size
+        result = patches.new_empty((rows.shape[0], num_channels))
+        sums = ScatteredChunks(lambda part, values: result[part].copy_(values))
+        for part in parts:
+            sums.add(part, scatter_channels(mesh, rows[part], weight.whole))
+        sums.finish()
+        ctx.scheme, ctx.weights = scheme, weights
+        ctx.save_for_backward(patches)
+        return result.view(*patches.shape[:2], num_channels)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        scheme: Scheme = ctx.scheme
+        (patches,) = ctx.saved_tensors
+        rows, grad_rows = patches.flatten(0, 1), grad.contiguous().flatten(0, 1)
+        parts = scheme.chunks(rows.shape[0], "tensor")
+        grads = GatheredChunks(parts, lambda part: gather_channels(scheme, grad_rows[part]))
+        is_wanted = ctx.needs_input_grad[2]
+        weight = ctx.weights.take()[0] if is_wanted else None
+        grad_patches = torch.empty_like(rows) if is_wanted else None
+        (grad_weight,) = ctx.weights.products()
+        for part in parts:
+            full_grad = grads.take()
+            grad_weight.add(full_grad.mT, rows[part].to(scheme.dtype))
+            if weight is not None and grad_patches is not None:
+                grad_patches[part] = weight.back_to_rows(full_grad)
+        piece_grads = ctx.weights.scatter([grad_weight])
+        if grad_patches is not None:
+            grad_patches = grad_patches.view_as(patches)
+        return None, None, grad_patches, *piece_grads
+
+
+def embed(
+    scheme: Scheme, weights: Gathering, pieces: tuple[Tensor, ...], patches: Tensor
+) -> Tensor:
+    """Tokens [B, N/domain, C/tensor] from the patches of this rank's fields.
+
+    Args:
+        scheme: How products run.
+        weights: [C, K], stored cut over domain along C.
+        pieces: What `announce` returned for it.
+        patches: [B, N/domain, K], K the points of all local maps under one window.
+
+    Communication:
+        Forward: reduce-scatter of N/domain C over tensor. Backward: gather of the same. Weights
+        over domain.
+    """
+    result: Tensor = _Embed.apply(scheme, weights, patches, *pieces)
+    return result
+
+
+class _Head(Function):
+    """`norm(x) W^T` for this rank's fields."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scheme: Scheme,
+        weights: Gathering,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        *_: Tensor,
+    ) -> Tensor:
+        rows = x.flatten(0, 1)
+        parts = scheme.chunks(rows.shape[0], "tensor")
+        channels = GatheredChunks(parts, lambda part: gather_channels(scheme, rows[part]))
+        (weight,) = weights.take()
+        result = x.new_empty((rows.shape[0], weight.blocks[0].shape[0]))
+        for part in parts:
+            normed = layer_norm(channels.take(), scale, shift)[0]
+            result[part] = weight.of_rows(normed)
+        ctx.scheme, ctx.weights = scheme, weights
+        ctx.save_for_backward(x, scale, shift)
+        return result.view(*x.shape[:2], -1) if result.numel() else x.new_empty((*x.shape[:2], 0))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        scheme: Scheme = ctx.scheme
+        x, scale, shift = ctx.saved_tensors
+        rows, grad_rows = x.flatten(0, 1), grad.flatten(0, 1).to(scheme.dtype)
+        parts = scheme.chunks(rows.shape[0], "tensor")
+        channels = GatheredChunks(parts, lambda part: gather_channels(scheme, rows[part]))
+        (weight,) = ctx.weights.take()
+        ctx.weights.start_before()
+        result = torch.empty_like(rows)
+        sums = ScatteredChunks(lambda part, values: result[part].copy_(values))
+        (grad_weight,) = ctx.weights.products()
+        norm_grads = NormGradients(scale, shift)
+        for part in parts:
+            chunk = channels.take()
+            normed, mean, inverse_std = layer_norm(chunk, scale, shift)
+            grad_weight.add(grad_rows[part].mT, normed)
+            grad_normed = weight.back_to_rows(grad_rows[part])
+            grad_chunk = norm_grads.through(grad_normed, chunk, mean, inverse_std)
+            sums.add(part, scatter_columns(scheme.mesh, grad_chunk))
+        piece_grads = ctx.weights.scatter([grad_weight])
+        sums.finish()
+        return None, None, result.view_as(x), norm_grads.scale, norm_grads.shift, *piece_grads
+
+
+def head(
+    scheme: Scheme,
+    weights: Gathering,
+    pieces: tuple[Tensor, ...],
+    x: Tensor,
+    norm: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Windows [B, N/domain, K] of this rank's fields from the tokens.
+
+    Args:
+        scheme: How products run.
+        weights: [K, C], stored cut over domain along C.
+        pieces: What `announce` returned for it.
+        x: Residual stream [B, N/domain, C/tensor].
+        norm: Scale and shift of the norm, each [C].
+
+    Communication:
+        Forward: gather of N/domain C over tensor. Backward: the gather again and a
+        reduce-scatter. Weights over domain.
+    """
+    result: Tensor = _Head.apply(scheme, weights, x, *norm, *pieces)
+    return result
