@@ -42,6 +42,7 @@ class Pending(Generic[Result]):
         self._mesh = mesh
         self._operation = operation
         self._works = works
+        self._buffers = tuple(buffers)
         self._num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in buffers)
         self._finish: Callable[[], Result] | None = finish
         mesh.traffic.begin(operation, self._num_bytes)
@@ -54,9 +55,9 @@ class Pending(Generic[Result]):
                 for work in self._works:
                     work.wait()
         self._mesh.traffic.end(self._operation, self._num_bytes)
-        result = self._finish()
-        self._finish, self._works = None, ()
-        return result
+        finish, self._finish = self._finish, None
+        self._works, self._buffers = (), ()  # what was sent goes before the result is made
+        return finish()
 
 
 class Ready(Pending[Result]):

@@ -49,7 +49,7 @@ class _Embed(Function):
         parts = scheme.chunks(rows.shape[0], "tensor")
         grads = GatheredChunks(parts, lambda part: gather_channels(scheme, grad_rows[part]))
         is_wanted = ctx.needs_input_grad[2]
-        weight = ctx.weights.take()[0] if is_wanted else None
+        weight = ctx.weights.turn_back()[0] if is_wanted else None
         grad_patches = torch.empty_like(rows) if is_wanted else None
         (grad_weight,) = ctx.weights.products()
         for part in parts:
@@ -114,8 +114,7 @@ class _Head(Function):
         rows, grad_rows = x.flatten(0, 1), grad.flatten(0, 1).to(scheme.dtype)
         parts = scheme.chunks(rows.shape[0], "tensor")
         channels = GatheredChunks(parts, lambda part: gather_channels(scheme, rows[part]))
-        (weight,) = ctx.weights.take()
-        ctx.weights.start_before()
+        (weight,) = ctx.weights.turn_back()
         result = torch.empty_like(rows)
         sums = ScatteredChunks(lambda part, values: result[part].copy_(values))
         (grad_weight,) = ctx.weights.products()

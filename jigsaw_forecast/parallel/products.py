@@ -85,8 +85,7 @@ class _TokenMixing(Function):
         parts = scheme.chunks(y.shape[1], "domain")
         grads = GatheredChunks(parts, lambda part: _gather_tokens(mesh, out_grad[:, part]))
         tokens = GatheredChunks(parts, lambda part: _gather_tokens(mesh, y[:, part]))
-        w1, w2 = weights.take()
-        weights.start_before()
+        w1, w2 = weights.turn_back()
         grad_y = torch.empty_like(y)
         sums = ScatteredChunks(lambda part, values: grad_y[:, part].copy_(values))
         grad_w1, grad_w2 = weights.products()
@@ -184,8 +183,7 @@ class _ChannelMixing(Function):
         parts = scheme.chunks(rows.shape[0], "tensor")
         grads = GatheredChunks(parts, lambda part: gather_channels(scheme, grad_rows[part]))
         channels = GatheredChunks(parts, lambda part: gather_channels(scheme, rows[part]))
-        w1, w2 = weights.take()
-        weights.start_before()
+        w1, w2 = weights.turn_back()
         result = torch.empty_like(rows)
 
         def put(part: slice, grad_x: Tensor) -> None:

@@ -107,19 +107,22 @@ def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
     return num_products * 2.0 * size**3 / seconds
 
 
-def axis_rates(mesh: Mesh, num_bytes: int = _MESSAGE_BYTES) -> dict[str, float]:
+def axis_rates(
+    mesh: Mesh, num_bytes: int = _MESSAGE_BYTES, num_messages: int = _NUM_MESSAGES
+) -> dict[str, float]:
     """Bytes per second that this rank receives in an all-gather over each axis.
 
     Args:
         mesh: This rank's mesh; its counts of traffic stay as they are.
         num_bytes: What each rank gives.
+        num_messages: All-gathers that are timed.
 
     Returns:
         By name of the axis; axes of one rank are left out.
 
     Communication:
-        Five all-gathers over each axis, all ranks at once: links that the groups of an axis share
-        are shared here too. Receives (size - 1) * num_bytes in each.
+        One all-gather more than is timed over each axis, all ranks at once: links that the groups
+        of an axis share are shared here too. Receives (size - 1) * num_bytes in each.
     """
     uncounted = replace(mesh, traffic=Traffic())
     piece = torch.zeros(num_bytes, dtype=torch.uint8, device=mesh.device)
@@ -132,11 +135,11 @@ def axis_rates(mesh: Mesh, num_bytes: int = _MESSAGE_BYTES) -> dict[str, float]:
         barrier(mesh)
         _synchronize(mesh.device)
         start_s = time.perf_counter()
-        for _ in range(_NUM_MESSAGES):
+        for _ in range(num_messages):
             all_gather(uncounted, piece, name, 0, "activations")
         _synchronize(mesh.device)
         seconds = time.perf_counter() - start_s
-        found[name] = _NUM_MESSAGES * (size - 1) * num_bytes / seconds
+        found[name] = num_messages * (size - 1) * num_bytes / seconds
     return found
 
 

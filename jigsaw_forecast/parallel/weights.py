@@ -3,8 +3,8 @@
 A matrix computes cut over one axis and is stored cut over the other. Its gather is begun one layer
 ahead (`announce`) and ended where it is used (`Gathering.take`); in backward likewise, towards
 the front. Its gradient's reduce-scatter is begun where the gradient is made and ended when the
-layer before has made its own: autograd runs later-made nodes first, so the node of `announce`,
-made before the layer in front, comes after it.
+layer in front turns to its own backward, at the latest when autograd wants the gradient: it runs
+later-made nodes first, so the node of `announce`, made before the layer in front, comes after it.
 """
 
 from collections.abc import Sequence
@@ -97,7 +97,8 @@ class Gathering:
         assert all(len(each) <= 1 for each in steps), "a matrix is stored cut over one axis"
         self._steps = [each[0] if each else None for each in steps]
         self._gathers: list[Pending[Tensor] | Pending[list[Tensor]] | None] = []
-        self._scatters: list[Pending[Tensor] | None] = []
+        self._scatters: list[tuple[Pending[Tensor], Tensor]] = []
+        self._behind: Gathering | None = None  # whose gradients travel while this one waits
 
     @property
     def travels(self) -> bool:
@@ -143,10 +144,19 @@ class Gathering:
             for step in self._steps
         ]
 
-    def start_before(self) -> None:
-        """Begins the gathers of the layers in front; called in backward."""
+    def turn_back(self) -> list[Columns]:
+        """The parts that compute, in backward; the gathers of the layers in front begin.
+
+        What the layer behind sent has had a layer's time to travel and is taken in now, so that
+        the gradients of two layers are never on their way at once.
+        """
+        if self._behind is not None:
+            self._behind.finish_scatter()
+            self._behind = None
+        matrices = self.take()
         for gathering in self.before:
             gathering.start()
+        return matrices
 
     def scatter(self, products: Sequence[GrowingProduct]) -> list[Tensor]:
         """Begins to sum the gradients of the parts computed; returns those of the pieces.
@@ -161,23 +171,23 @@ class Gathering:
         for piece, step, product in zip(self.pieces, self._steps, products, strict=True):
             gradient = product.value()
             if step is None:
-                self._scatters.append(None)
                 results.append(gradient.to(piece.dtype))
                 continue
             cut, sizes = step
             if cut.dim == 1:
                 sizes = [piece.shape[0] * width for width in sizes]
             pending = start_reduce_scatter(self.mesh, gradient, cut.axis, "weights", sizes)
-            self._scatters.append(pending)
             results.append(torch.empty_like(piece))
+            self._scatters.append((pending, results[-1]))
+        if self.before and self._scatters:
+            self.before[0]._behind = self
         return results
 
-    def finish_scatter(self, gradients: Sequence[Tensor]) -> None:
-        """Ends what `scatter` began and fills the gradients that it returned."""
+    def finish_scatter(self) -> None:
+        """Ends what `scatter` began, unless it has ended, and fills what it returned."""
         scatters, self._scatters = self._scatters, []
-        for gradient, pending in zip(gradients, scatters, strict=True):
-            if pending is not None:
-                gradient.copy_(pending.wait().view_as(gradient))
+        for pending, gradient in scatters:
+            gradient.copy_(pending.wait().view_as(gradient))
 
 
 class _Announce(Function):
@@ -191,7 +201,7 @@ class _Announce(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        ctx.gathering.finish_scatter(gradients)
+        ctx.gathering.finish_scatter()
         return (None, *gradients)
 
 
