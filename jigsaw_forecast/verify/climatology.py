@@ -8,7 +8,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 Array64 = npt.NDArray[np.float64]
 
-DAYS = 366  # day 366 exists in leap years; its window borrows from its neighbours
+DAYS = 366
+LAST_DAY_OF_COMMON_YEARS = 364  # from 0; WeatherBench 2 lets it stand for day 366 as well
 WINDOW_DAYS = 61  # WeatherBench 2
 
 
@@ -34,6 +35,18 @@ def hour_of_day(times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
     return np.asarray(hours.astype(np.int64))
 
 
+def days_of(time: np.datetime64) -> tuple[int, ...]:
+    """Days of the year, from 0, that a time counts for: the last of a common year is day 366 too.
+
+    Source: weatherbench2.utils.compute_rolling_stat fills the gap day so.
+    """
+    day = int(day_of_year(np.array([time]))[0])
+    year = time.astype("datetime64[Y]")
+    next_year = (year + np.timedelta64(1, "Y")).astype("datetime64[D]")
+    is_common = (next_year - year.astype("datetime64[D]")) == np.timedelta64(DAYS - 1, "D")
+    return (day, DAYS - 1) if day == LAST_DAY_OF_COMMON_YEARS and is_common else (day,)
+
+
 class ClimatologyBuilder:
     """Sums maps by hour and day of year; additive over chunks of times."""
 
@@ -45,11 +58,9 @@ class ClimatologyBuilder:
 
     def add(self, times: npt.NDArray[np.datetime64], values: npt.NDArray[np.floating]) -> None:
         """Adds maps [T, ...]; times at other hours are left out."""
-        for time_hour, day, maps in zip(
-            hour_of_day(times), day_of_year(times), values, strict=True
-        ):
+        for time, time_hour, maps in zip(times, hour_of_day(times), values, strict=True):
             place = np.flatnonzero(self._hours == time_hour)
-            if place.size:
+            for day in days_of(time) if place.size else ():
                 self._sums[place[0], day] += maps
                 self._counts[place[0], day] += 1
 

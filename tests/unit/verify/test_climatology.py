@@ -43,8 +43,8 @@ def test_the_window_reaches_across_the_new_year() -> None:
     builder.add(YEARS, values)
     first = np.array(["2019-01-01T00"], dtype="datetime64[h]")
     # within 2 days of day 0 on a circle of 366 at weight 1 - d / 3: days 364 (1/3), 365 (2/3),
-    # 0 (1), 1 (2/3), 2 (1/3), each in 4 years but day 365 in the leap year only
-    expected = 4 * (1 / 3) / (4 * (1 / 3 + 1 + 2 / 3 + 1 / 3) + 2 / 3)
+    # 0 (1), 1 (2/3), 2 (1/3), each in 4 years; day 365 is day 364 again in the 3 common years
+    expected = (4 * (1 / 3) + 3 * (2 / 3)) / (4 * (1 / 3 + 2 / 3 + 1 + 2 / 3 + 1 / 3))
     np.testing.assert_allclose(builder.finish(num_days=7).at(first), expected, rtol=1e-6)
 
 
