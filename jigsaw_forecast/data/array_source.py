@@ -46,6 +46,7 @@ class FieldArray:
         init_times: By index along time and lead time, shape [T, L].
         valid_times: Likewise.
         level_type: `isobaricInhPa`, `hybrid` or `surface`.
+        levels_per_chunk: Levels that are stored and decoded as one.
         why: Why a forecast cannot use it, otherwise empty.
     """
 
@@ -61,6 +62,7 @@ class FieldArray:
     init_times: npt.NDArray[np.datetime64]
     valid_times: npt.NDArray[np.datetime64]
     level_type: str
+    levels_per_chunk: int
     why: str
 
 
@@ -120,6 +122,12 @@ class ArraySource:
                 self._read_levels(place, places[index:], pending)
             is_last_use = place not in places[index + 1 :]
             yield pending.pop(place) if is_last_use else pending[place]
+
+    def unit_of(self, record: FieldRecord) -> Hashable:
+        """The chunk that holds the record's level."""
+        place = _place(record)
+        chunk = place.level // place.array.levels_per_chunk
+        return place.array.name, place.time, place.lead, place.member, chunk
 
     def statistics(self, record: FieldRecord) -> FieldStatistics:
         """Extremes, mean and missing points as decoded, on any grid."""
@@ -192,6 +200,7 @@ def describe(dataset: xr.Dataset, name: Hashable) -> FieldArray:
         init_times=init_times,
         valid_times=valid_times,
         level_type="hybrid" if has_model_levels else pressure_or_surface,
+        levels_per_chunk=_levels_per_chunk(array, axes),
         why="; ".join(fault for fault in faults if fault),
     )
 
@@ -245,6 +254,15 @@ def _levels(
         levels = np.atleast_1d(levels_hpa(str(key), coordinate))
         return tuple(_plain(level) for level in levels), check_levels(levels)
     return (None,), ""
+
+
+def _levels_per_chunk(array: xr.DataArray, axes: Sequence[Axis]) -> int:
+    """Levels of one chunk; an array that is not chunked is read level by level."""
+    chunks = array.encoding.get("chunks") or array.encoding.get("chunksizes")
+    for axis in (Axis.PRESSURE, Axis.MODEL_LEVEL):
+        if chunks and axis in axes:
+            return max(int(chunks[axes.index(axis)]), 1)
+    return 1
 
 
 def _plain(level: float) -> int | float:

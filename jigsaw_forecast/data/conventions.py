@@ -42,6 +42,9 @@ _AXIS_BY_NAME = {
     "plev": Axis.PRESSURE,
     "pressure": Axis.PRESSURE,
     "pressure_level": Axis.PRESSURE,
+    "lev": Axis.PRESSURE,  # MERRA-2; of hybrid levels where its units are not pressure
+    "lv_isbl0": Axis.PRESSURE,
+    "isobaric": Axis.PRESSURE,
     "isobaricinhpa": Axis.PRESSURE,
     "isobaricinpa": Axis.PRESSURE,
     "hybrid": Axis.MODEL_LEVEL,
@@ -73,11 +76,22 @@ _AXIS_BY_STANDARD_NAME = {
 }
 _LATITUDE_UNITS = ("degrees_north", "degree_north", "degrees_n", "degree_n")
 _LONGITUDE_UNITS = ("degrees_east", "degree_east", "degrees_e", "degree_e")
+_NEEDS_UNITS = ("lev",)  # model levels as often as pressure
 _PA_NAMES = ("plev", "isobaricinpa")  # in Pa where they do not say
 _MAX_LEVEL_HPA = 1100.0
 
 _VARIABLE_BY_NAME = {
     "ta": "temperature",
+    "air": "temperature",  # NCEP reanalysis
+    "uwnd": "u_component_of_wind",
+    "vwnd": "v_component_of_wind",
+    "shum": "specific_humidity",
+    "rhum": RELATIVE_HUMIDITY,
+    "slp": "mean_sea_level_pressure",
+    "qv": "specific_humidity",  # MERRA-2
+    "h": GEOPOTENTIAL_HEIGHT,
+    "u10m": "10m_u_component_of_wind",
+    "v10m": "10m_v_component_of_wind",
     "ua": "u_component_of_wind",
     "va": "v_component_of_wind",
     "hus": "specific_humidity",
@@ -160,7 +174,10 @@ def axis_of(name: str, coordinate: xr.DataArray | None) -> Axis:
     if coordinate is not None and np.issubdtype(coordinate.dtype, np.timedelta64):
         return Axis.LEAD_TIME
     axis = _AXIS_BY_NAME.get(name.lower(), Axis.OTHER)
+    has_units = bool(units) or name.lower() not in _NEEDS_UNITS
     if axis is Axis.PRESSURE and units and to_si("mean_sea_level_pressure", units) is None:
+        return Axis.MODEL_LEVEL
+    if axis is Axis.PRESSURE and not has_units:
         return Axis.MODEL_LEVEL
     return axis
 

@@ -39,6 +39,8 @@ _UNIT_TABLE: dict[str, dict[str, tuple[float, float]]] = {
     },
     "Pa": {
         "pa": (1.0, 0.0),
+        "pascal": (1.0, 0.0),
+        "pascals": (1.0, 0.0),
         "hpa": (PA_PER_HPA, 0.0),
         "mb": (PA_PER_HPA, 0.0),
         "mbar": (PA_PER_HPA, 0.0),
@@ -53,11 +55,13 @@ _UNIT_TABLE: dict[str, dict[str, tuple[float, float]]] = {
         "kg/kg": (1.0, 0.0),
         "1": (1.0, 0.0),
         "g kg-1": (1e-3, 0.0),
+        "grams/kg": (1e-3, 0.0),
         "g/kg": (1e-3, 0.0),
     },
     "m": {
         "m": (1.0, 0.0),
         "gpm": (1.0, 0.0),
+        "geopotential meter": (1.0, 0.0),
         "metre": (1.0, 0.0),
         "metres": (1.0, 0.0),
         "meter": (1.0, 0.0),

@@ -1,6 +1,6 @@
 """Reads GRIB 1 and 2 with eccodes: headers first, then only the fields that are asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from jigsaw_forecast.data.grib_grid import GribGrid, read_grid
 from jigsaw_forecast.data.grib_messages import GribField, find_fields, read_field
+from jigsaw_forecast.data.grib_packing import why_not_unpackable
 from jigsaw_forecast.data.records import (
     GEOPOTENTIAL_HEIGHT,
     NOT_A_TIME,
@@ -53,6 +54,7 @@ _MISSING_VALUE = -1e34  # far outside of any field; eccodes writes it where the 
 # the record: pressure (GRIB 1 in hPa, GRIB 2 in Pa) and model levels.
 _GRIB1_LEVELS = (100, 109)
 _GRIB2_LEVELS = {100: 100.0, 105: 1.0}
+_SECTION4_BYTES = 34  # of templates 4.0 and, with more, 4.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +103,10 @@ class GribSource:
                 values = self._decode(message, record)
                 yield locator.grid.arrange(values)
 
+    def unit_of(self, record: FieldRecord) -> Hashable:
+        """Each field is packed by itself, also in a message of several."""
+        return _locator(record).field.spans
+
     def statistics(self, record: FieldRecord) -> FieldStatistics:
         """Extremes, mean and missing points as decoded; of coefficients where spectral."""
         with self.path.open("rb") as stream:
@@ -115,6 +121,11 @@ class GribSource:
         dtype: type[np.float32] | type[np.float64] = np.float32,
     ) -> npt.NDArray[np.floating]:
         """Values in the order of the message, missing points NaN."""
+        if _locator(record).field.edition == 2 and (why := why_not_unpackable(message)):
+            raise DataError(
+                f"{self.path}: message {record.message} ({record.short_name}) is damaged: {why}; "
+                "fetch it again"
+            )
         try:
             with _opened(message) as handle:
                 has_bitmap = _has_missing(handle)
@@ -234,6 +245,8 @@ def _split_level(field: GribField) -> tuple[bytes, int | float | None]:
             return product + grid, None
         return product[:10] + product[12:] + grid, int.from_bytes(product[10:12], "big")
     section4 = _section4(product)
+    if len(section4) < _SECTION4_BYTES:
+        return product + grid, None
     template, surface = int.from_bytes(section4[7:9], "big"), section4[22]
     scale, value = section4[23], int.from_bytes(section4[24:28], "big")
     is_plain = scale < 128 and value < 1 << 31  # neither negative nor missing

@@ -20,6 +20,8 @@ _GRIB1_LARGE = 0x800000  # ECMWF's coding of GRIB 1 messages of 8 MiB and more
 _GRIB1_LARGE_UNIT = 120
 _GRIB1_SPECTRAL = (50, 60, 70, 80)  # data representation types, code table 6
 _SHOWN_BYTES = 16
+# Octets of a GRIB 2 section up to what this module reads of it (code table 7 of FM 92).
+_LEAST_BYTES = {1: 21, 3: 14, 4: 9, 5: 11, 6: 6}
 
 Span = tuple[int, int]  # offset in the file, length
 
@@ -260,7 +262,7 @@ def _walk_grib2(
     while position < end:
         head = reader.at(position, 6)
         size, section = int.from_bytes(head[:4], "big"), head[4]
-        if size < 5 or not 1 <= section <= 7 or position + size > end:
+        if size < _LEAST_BYTES.get(section, 5) or not 1 <= section <= 7 or position + size > end:
             raise reader.damaged(
                 number, start, f"section {section} of {size} bytes at byte {position} does not fit"
             )

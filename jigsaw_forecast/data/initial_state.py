@@ -1,11 +1,12 @@
 """Finds the fields of an initial state in a source, checks them all, then reads what is asked for.
 
-Planning reads headers only (and the values of fields that occur twice) and reports everything
-that is wrong at once; reading decodes only the fields of this rank.
+Planning reads headers only and reports everything that is wrong with them at once; reading decodes
+only the fields of this rank, each of their messages once, and checks their values.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,30 @@ class InitialStatePlan:
         self.is_regridded = not source_axes.is_close(_axes_of(grid))
         self._check = _Check(plausible)
 
+    def units(self, fields: Sequence[Field]) -> list[tuple[Field, ...]]:
+        """Fields grouped so that no two groups need the same piece of the source.
+
+        A rank that reads whole groups decodes nothing that another one decodes too: relative
+        humidity takes the temperature of its level along, a chunk of a store all of its levels.
+
+        Args:
+            fields: Planned fields.
+
+        Returns:
+            The groups, each in the order of `fields`.
+        """
+        group_of: dict[Hashable, list[Field]] = {}
+        for field in fields:
+            pieces = {self.source.unit_of(record) for record in self.choices[field].all_records}
+            joined = [field]
+            for group in {id(group_of[p]): group_of[p] for p in pieces if p in group_of}.values():
+                joined += group
+                pieces |= {piece for piece, held in group_of.items() if held is group}
+            group_of |= dict.fromkeys(pieces, joined)
+        place = {field: index for index, field in enumerate(fields)}
+        groups = {id(group): group for group in group_of.values()}.values()
+        return [tuple(sorted(group, key=place.__getitem__)) for group in groups]
+
     def read(self, fields: Sequence[Field]) -> npt.NDArray[np.float32]:
         """Values of some of the planned fields.
 
@@ -96,23 +121,56 @@ class InitialStatePlan:
             SI units.
 
         Raises:
-            DataError: Values are missing, not finite or implausible; all such fields are listed.
+            DataError: Values are missing, not finite or implausible, or a field occurs twice with
+                different values; all such fields are listed.
         """
         shape = (len(fields), self.grid.num_lat, self.grid.num_lon)
         out = np.empty(shape, dtype=np.float32)
+        for index, values in enumerate(self.maps(fields)):
+            if values is not None:
+                out[index] = values
+        return out
+
+    def maps(self, fields: Sequence[Field]) -> Iterator[Float32Array | None]:
+        """Decodes and checks planned fields one by one, so that no more than one is held.
+
+        Yields:
+            Values of each field [num_lat, num_lon] as `read` gives them; None where they are
+            wrong, and an error follows the last one.
+
+        Raises:
+            DataError: As `read`, at the end.
+        """
         faults: list[str] = []
-        records = [r for field in fields for r in self.choices[field].records_to_read]
-        values_of = self.source.read(records)
-        for index, field in enumerate(fields):
-            choice = self.choices[field]
-            values = choice.convert([next(values_of) for _ in choice.records_to_read], field)
-            new_faults = self._check.faults(field, choice, values)
+        for field, values, new_faults in self.examine(fields):
             faults += new_faults
-            if not new_faults:
-                out[index] = self._on_grid(field, values)
+            yield None if new_faults else self._on_grid(field, values)
         if faults:
             raise DataError(_join(f"{self.source.path} holds values no forecast can use", faults))
-        return out
+
+    def examine(self, fields: Sequence[Field]) -> Iterator[tuple[Field, Float32Array, list[str]]]:
+        """Decodes planned fields one by one and checks their values; each record once.
+
+        Yields:
+            The field, its values [Y, X] in its units on the source's grid, and what is wrong
+            with them.
+        """
+        uses = Counter(r for field in fields for r in self.choices[field].all_records)
+        values_of = self.source.read(list(uses))
+        order = iter(list(uses))
+        held: dict[FieldRecord, Float32Array] = {}
+        for field in fields:
+            choice = self.choices[field]
+            while not all(record in held for record in choice.all_records):
+                held[next(order)] = next(values_of)
+            values = choice.convert([held[record] for record in choice.records_to_read], field)
+            faults = self._check.faults(field, choice, values)
+            faults += _duplicate_faults(field, choice, held)
+            uses.subtract(choice.all_records)
+            for record in choice.all_records:
+                if not uses[record]:
+                    held.pop(record, None)
+            yield field, values, faults
 
     def _on_grid(self, field: Field, values: Float32Array) -> Float32Array:
         if not self.is_regridded:
@@ -121,6 +179,56 @@ class InitialStatePlan:
         is_vector = [field.variable in WIND_COMPONENTS]
         maps = regrid_maps(values[None], axes.latitudes, axes.longitudes, self.grid, is_vector)
         return np.asarray(maps[0])
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a source holds of an initial state, from its headers.
+
+    Attributes:
+        title: What the faults are about.
+        choices: Where each field comes from that was found.
+        absent: Why each other field was not.
+        faults: One line for each thing that is wrong; none where a plan can be made.
+    """
+
+    title: str
+    choices: Mapping[Field, Choice]
+    absent: Mapping[Field, str]
+    faults: Sequence[str]
+
+
+def survey_initial_state(
+    source: Source,
+    fields: Sequence[Field],
+    grid: Grid,
+    init_time: np.datetime64,
+    *,
+    regrid: bool,
+    member: int | None = None,
+) -> Survey:
+    """Looks for every field of an initial state by parameter, level and valid time.
+
+    Of several fields that match, analyses come before forecasts and short lead times before
+    long ones.
+
+    Args:
+        source: An opened source.
+        fields: The fields that the model starts from.
+        grid: The model's grid.
+        init_time: Start of the forecast: the valid time of the fields.
+        regrid: Whether fields on another grid are regridded rather than refused.
+        member: Ensemble member to take; needed where the source holds several.
+    """
+    init_time = init_time.astype("datetime64[s]")
+    title = f"{source.path} gives no initial state for {_minutes(init_time)}"
+    records = source.records_at(init_time)
+    if not any(record.valid_time == init_time for record in records):
+        faults = _why_nothing(source, records, init_time)
+        return Survey(title, {}, dict.fromkeys(fields, "; ".join(faults)), faults)
+    selection = choose(records, fields, member)
+    faults = selection.faults + _grid_faults(selection.choices, grid, is_regridding=regrid)
+    return Survey(title, selection.choices, selection.absent, faults)
 
 
 def plan_initial_state(
@@ -133,10 +241,7 @@ def plan_initial_state(
     plausible: Mapping[Field, tuple[float, float]],
     member: int | None = None,
 ) -> InitialStatePlan:
-    """Finds every field of an initial state by parameter, level and valid time.
-
-    Of several fields that match, analyses come before forecasts and short lead times before
-    long ones; what is chosen is logged.
+    """Finds every field of an initial state; see `survey_initial_state`. What is chosen is logged.
 
     Args:
         source: An opened source.
@@ -149,25 +254,17 @@ def plan_initial_state(
 
     Raises:
         DataError: Fields or levels are missing, at another time, on several grids, on a grid
-            that cannot be used or is not the model's, or occur twice with different values.
-            Everything that is wrong is in the one message.
+            that cannot be used or is not the model's. Everything that is wrong is in the one
+            message.
     """
-    init_time = init_time.astype("datetime64[s]")
-    title = f"{source.path} gives no initial state for {_minutes(init_time)}"
-    records = source.records_at(init_time)
-    if not any(record.valid_time == init_time for record in records):
-        raise DataError(_join(title, _why_nothing(source, records, init_time)))
-    selection = choose(records, fields, member)
-    choices, faults = selection.choices, selection.faults
-    faults += _grid_faults(choices, grid, is_regridding=regrid)
-    faults += _duplicate_faults(source, choices)
-    if faults:
-        raise DataError(_join(title, faults))
-    for note in _origins(choices):
+    survey = survey_initial_state(source, fields, grid, init_time, regrid=regrid, member=member)
+    if survey.faults:
+        raise DataError(_join(survey.title, survey.faults))
+    for note in _origins(survey.choices):
         _log.info("%s", note)
-    axes = next(iter(choices.values())).record.axes
+    axes = next(iter(survey.choices.values())).record.axes
     assert axes is not None
-    return InitialStatePlan(source, grid, axes, choices, plausible)
+    return InitialStatePlan(source, grid, axes, survey.choices, plausible)
 
 
 def _axes_of(grid: Grid) -> Axes:
@@ -225,20 +322,16 @@ def _grid_faults(choices: Mapping[Field, Choice], grid: Grid, is_regridding: boo
     return []
 
 
-def _duplicate_faults(source: Source, choices: Mapping[Field, Choice]) -> list[str]:
-    """Fields that occur twice with different values."""
-    faults = []
-    for field, choice in choices.items():
-        if not choice.duplicates:
-            continue
-        first, *others = source.read([choice.record, *choice.duplicates])
-        for record, values in zip(choice.duplicates, others, strict=True):
-            if not _agree(first, values):
-                faults.append(
-                    f"{field} occurs twice with different values: {choice.record.where} and "
-                    f"{record.where}; remove one"
-                )
-    return faults
+def _duplicate_faults(
+    field: Field, choice: Choice, values: Mapping[FieldRecord, Float32Array]
+) -> list[str]:
+    """Records of one field whose values differ."""
+    return [
+        f"{field} occurs twice with different values: {choice.record.where} and {record.where}; "
+        "remove one"
+        for record in choice.duplicates
+        if not _agree(values[choice.record], values[record])
+    ]
 
 
 def _agree(first: Float32Array, second: Float32Array) -> bool:

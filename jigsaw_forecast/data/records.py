@@ -1,6 +1,6 @@
 """What a reader finds in a file, before and after decoding: the records that readers share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -56,7 +56,7 @@ class Axes:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FieldRecord:
     """One field found in a file, from its headers alone.
 
@@ -163,6 +163,9 @@ class Source(Protocol):
         Each is [Y, X] on the record's axes, north to south and from the first longitude at or
         after 0, missing points NaN.
         """
+
+    def unit_of(self, record: FieldRecord) -> Hashable:
+        """What is decoded as one: records of one unit are best read by one rank."""
 
     def statistics(self, record: FieldRecord) -> FieldStatistics:
         """Extremes, mean and missing points as decoded, on any grid."""

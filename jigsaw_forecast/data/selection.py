@@ -44,6 +44,11 @@ class Choice:
         """Records in the order in which `convert` takes their values."""
         return (self.record,) if self.temperature is None else (self.record, self.temperature)
 
+    @property
+    def all_records(self) -> tuple[FieldRecord, ...]:
+        """Records whose values are needed, duplicates included."""
+        return tuple(dict.fromkeys((*self.records_to_read, *self.duplicates)))
+
     def convert(self, values: Sequence[Float32Array], field: Field) -> Float32Array:
         """Values in the field's units from those of `records_to_read` in file units."""
         main = _in_si(values[0], self.record)
@@ -73,10 +78,12 @@ class Selection:
 
     Attributes:
         choices: The fields that were found.
+        absent: Why each of the others was not.
         faults: One line for each thing that is wrong, missing fields included.
     """
 
     choices: dict[Field, Choice]
+    absent: dict[Field, str]
     faults: list[str]
 
 
@@ -110,7 +117,10 @@ def choose(
         else:
             absent.setdefault(found, []).append(field)
     faults = [f"{why.verb} {list_fields(names)}: {why.reason}" for why, names in absent.items()]
-    return Selection(choices, faults)
+    reasons = {
+        field: f"{why.verb}: {why.reason}" for why, names in absent.items() for field in names
+    }
+    return Selection(choices, reasons, faults)
 
 
 def _choose_one(

@@ -15,6 +15,17 @@ __all__ = ["InitialStatePlan", "Source", "open_source", "plan_initial_state"]
 _HEAD_BYTES = 1024
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _CLASSIC_MAGICS = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
+# What is not read, by how it starts: what it is, and what to do about it.
+_OTHERS = {
+    b"\x1f\x8b": ("compressed with gzip", "unpack it first (gunzip)"),
+    b"BZh": ("compressed with bzip2", "unpack it first (bunzip2)"),
+    b"\xfd7zXZ\x00": ("compressed with xz", "unpack it first (unxz)"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it first (unzstd)"),
+    b"PK\x03\x04": ("a zip archive", "unpack it first (unzip)"),
+    b"BUFR": ("BUFR: observations, no fields", "give GRIB, netCDF or zarr"),
+    b"\x0e\x03\x13\x01": ("HDF4", "convert it to netCDF first (h4tonccf)"),
+    b"version https://git-lfs": ("a Git LFS pointer, not the file", "fetch it (git lfs pull)"),
+}
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata")
 
 
@@ -46,6 +57,9 @@ def open_source(path: str | Path) -> Source:
             f"{path} is an HTML page, not data: a download that failed; it starts with "
             f"{head[:16]!r}; fetch it again"
         )
+    for magic, (what, advice) in _OTHERS.items():
+        if head.startswith(magic):
+            raise DataError(f"{path} is {what}; {advice}")
     if b"GRIB" not in head:
         raise DataError(
             f"{path} is neither GRIB, netCDF nor zarr: it starts with {head[:16]!r}; fetch it again"

@@ -1,13 +1,19 @@
 """Statistics that normalise a training set: one pass, area-weighted, mergeable, bounded memory."""
 
+import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.data.field_moments import PointMoments
+from jigsaw_forecast.errors import DataError, OutputError
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.parallel.collectives import all_reduce_sum
 from jigsaw_forecast.parallel.mesh import Mesh
@@ -54,44 +60,78 @@ class Statistics:
         return cls(**{name: np.asarray(arrays[name], dtype=np.float32) for name in names})
 
 
+@dataclass(frozen=True)
+class StatisticsOrigin:
+    """What statistics were made from.
+
+    Attributes:
+        digest: Of the data set, as its store says it.
+        fields: Short names of prognostic, then diagnostic fields.
+        period: START/END of the times.
+        grid: LONxLAT.
+        step_hours: Span of a tendency.
+    """
+
+    digest: str
+    fields: tuple[str, ...]
+    period: str
+    grid: str
+    step_hours: int
+
+
+_ORIGIN_KEY = "origin"
+
+
+def save_statistics(path: Path, statistics: Statistics, origin: StatisticsOrigin) -> None:
+    """Writes statistics with their origin; the file is there whole or not at all.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(statistics.to_arrays(), partial, {_ORIGIN_KEY: json.dumps(asdict(origin))})
+        partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {error}") from None
+
+
+def load_statistics(path: Path, origin: StatisticsOrigin) -> Statistics:
+    """Reads statistics and refuses those of other data; their period may differ.
+
+    Raises:
+        DataError: The file is missing, damaged or of another data set, fields, grid or step; all
+            that differs is listed.
+    """
+    try:
+        with safe_open(path, "np") as stored:
+            found = json.loads((stored.metadata() or {}).get(_ORIGIN_KEY, "{}"))
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise DataError(
+            f"missing {path}: make it with `jigsaw-forecast data statistics --output {path}`"
+        ) from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as statistics: {error}") from None
+    expected = asdict(origin)
+    expected["fields"] = list(expected["fields"])
+    different = [
+        f"{key} {found.get(key)}, expected {expected[key]}"
+        for key in ("digest", "fields", "grid", "step_hours")
+        if found.get(key) != expected[key]
+    ]
+    if different:
+        raise DataError(
+            f"{path}: statistics of another data set: {'; '.join(different)}; make them again with "
+            "`jigsaw-forecast data statistics`"
+        )
+    return Statistics.from_arrays(arrays)
+
+
 def row_weights(grid: Grid) -> Array64:
     """Area weights of the rows that a model computes, mean 1, shape [model rows]."""
     weights = grid.area_weights()[: grid.num_model_lat]
     return np.asarray(weights / weights.mean())
-
-
-class PointMoments:
-    """Count, mean and sum of squared deviations over time at each point; chunks merge exactly.
-
-    Source: Chan, Golub and LeVeque (1979), the pairwise update.
-    """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        """Starts empty for maps of this shape."""
-        self.count = 0
-        self.mean: Array64 = np.zeros(shape)
-        self.squares: Array64 = np.zeros(shape)
-
-    def add(self, values: npt.NDArray[np.floating]) -> None:
-        """Adds maps, shape [T, ...]."""
-        if not len(values):
-            return
-        chunk = PointMoments(self.mean.shape)
-        chunk.count = len(values)
-        chunk.mean = values.mean(axis=0, dtype=np.float64)
-        chunk.squares = np.square(values - chunk.mean).sum(axis=0)
-        self.merge(chunk)
-
-    def merge(self, other: "PointMoments") -> None:
-        """Adds another part of the times."""
-        if not other.count:
-            return
-        total = self.count + other.count
-        difference = other.mean - self.mean
-        self.mean += difference * (other.count / total)
-        self.squares += other.squares
-        self.squares += np.square(difference) * (self.count * other.count / total)
-        self.count = total
 
 
 class StatisticsBuilder:

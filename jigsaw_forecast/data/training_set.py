@@ -1,21 +1,22 @@
 """The training set: normalised anomalies of this rank's piece, in memory or read ahead."""
 
+import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from jigsaw_forecast.data.forcings import ForcingMaps
+from jigsaw_forecast.data.loading import Batch, ReadAhead, SampleOrder
 from jigsaw_forecast.data.statistics import (
     Statistics,
     StatisticsBuilder,
     StatisticsLayout,
     row_weights,
 )
-from jigsaw_forecast.data.weather_store import Indices, Period, WeatherStore
+from jigsaw_forecast.data.store import Period, Store
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.model.config import ModelConfig
@@ -23,56 +24,38 @@ from jigsaw_forecast.model.weather_mixer import Pieces
 from jigsaw_forecast.parallel.collectives import together
 from jigsaw_forecast.parallel.mesh import Mesh
 
-Array = npt.NDArray[np.float32]
+__all__ = ["Batch", "ReadAhead", "SampleOrder", "TrainingSet"]
 
-TIMES_PER_READ = 120  # one shard of the nature run; 44 MB of 45 maps at 64x32
-READS_AHEAD = 2
+Array = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int64]
+
+_log = logging.getLogger(__name__)
+
+TIMES_PER_READ = 120  # one shard of the nature run
+BYTES_PER_READ = 1 << 26  # statistics hold several times as much in float64
 
 Advance = Callable[[int], object]  # called with the number of times just read; may raise
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples of one train step, normalised: a start and the times that follow it.
-
-    Attributes:
-        states: Prognostic fields at steps 0..K, shape [B, K + 1, F_j, Y_i, X].
-        diagnostics: Diagnostics at steps 1..K, shape [B, K, D_j, Y_i, X].
-        forcings: Forcings at steps 0..K-1, shape [B, K, G_j, Y_i, X].
-    """
-
-    states: torch.Tensor
-    diagnostics: torch.Tensor
-    forcings: torch.Tensor
-
-    def pinned(self) -> "Batch":
-        """A copy in page-locked memory, from which a GPU takes it while the CPU goes on."""
-        return Batch(*(part.pin_memory() for part in self._parts()))
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
-        return Batch(*(part.to(device, non_blocking=True) for part in self._parts()))
-
-    def _parts(self) -> tuple[torch.Tensor, ...]:
-        return self.states, self.diagnostics, self.forcings
 
 
 class TrainingSet:
     """One period of a store as this rank sees it: its fields, its rows, normalised.
 
+    A sample is a start and the times that follow it at the model's step. Where times are missing
+    and that is allowed, the samples are those whose times are all there.
+
     Attributes:
-        times: Valid times of the period, datetime64[s], regular.
-        stride: Times of the store between two steps of the model.
-        num_bytes_read: Bytes of values taken from the store.
+        times: Valid times of the period, datetime64[s], ascending.
     """
 
     def __init__(
         self,
-        store: WeatherStore,
+        store: Store,
         config: ModelConfig,
         pieces: Pieces,
         period: Period,
         forcing_maps: ForcingMaps,
+        *,
+        allow_gaps: bool = False,
     ) -> None:
         """Checks the period; reads nothing yet.
 
@@ -82,6 +65,7 @@ class TrainingSet:
             pieces: This rank's piece of the sample.
             period: Which times.
             forcing_maps: Of this rank's forcings and rows.
+            allow_gaps: Use the whole sequences between missing times rather than refuse them.
 
         Raises:
             DataError: The store's grid is not the model's, or times are missing.
@@ -93,12 +77,23 @@ class TrainingSet:
         self._store = store
         self._indices = store.indices(period)
         self.times = store.times[self._indices]
-        interval = np.diff(self.times[:2])[0] if self.times.size > 1 else np.timedelta64(6, "h")
-        store.check_gaps(period, interval)
+        steps = np.diff(self.times)
+        ahead = steps[steps > np.timedelta64(0, "s")]
+        interval = ahead.min() if ahead.size else np.timedelta64(6, "h")
+        if not allow_gaps or len(ahead) < len(steps):  # times that go back are never right
+            store.check_gaps(period, interval)
+        elif gaps := store.find_gaps(period, interval):
+            _log.warning(
+                "%s: %d gaps within %s, trained on the whole sequences between them: %s",
+                *(store.path, len(gaps), period, ", ".join(gaps)),
+            )
         step = np.timedelta64(config.step_hours, "h")
         if step % interval:
             raise DataError(f"{store.path}: times are {interval} apart, the model steps {step}")
-        self.stride = int(step // interval)
+        self._stride = int(step // interval)
+        self._sequences = _split(self.times, interval)
+        self._next = _find_next(self.times, step.astype("timedelta64[s]"))
+        self._starts: dict[int, Places] = {}
         self._rows = pieces.rows
         self._prognostic = config.prognostic_fields[pieces.fields]
         self._diagnostic = config.diagnostic_fields[pieces.diagnostics]
@@ -118,43 +113,61 @@ class TrainingSet:
         """Bytes of values taken from the store so far."""
         return self._store.bytes_read
 
+    @property
+    def disk_bytes_read(self) -> int:
+        """Bytes that the store has taken from files so far."""
+        return self._store.disk_bytes_read
+
     def num_samples(self, num_steps: int) -> int:
         """How many starts have `num_steps` steps after them within the period."""
-        return max(len(self.times) - num_steps * self.stride, 0)
+        return len(self._starts_of(num_steps))
 
     def load(self, advance: Advance | None = None) -> None:
         """Reads the whole piece into memory, float32, in physical units until `normalise`."""
-        shape = (len(self.times), len(self.fields), self._rows.stop - self._rows.start)
-        self._values = np.empty((*shape, self._store.grid.num_lon), dtype=np.float32)
+        self._values = np.empty((len(self.times), *self._map_shape()), dtype=np.float32)
         for part in self._parts():
-            self._values[part] = self._read(self._indices[part])
+            self._store.read_into(self._values[part], self._indices[part], self.fields, self._rows)
             if advance is not None:
                 advance(part.stop - part.start)
 
     def build_statistics(
-        self, config: ModelConfig, mesh: Mesh, advance: Advance | None = None
+        self,
+        config: ModelConfig,
+        mesh: Mesh,
+        advance: Advance | None = None,
+        num_times: int | None = None,
     ) -> Statistics:
-        """Statistics over the whole period, the same on every rank; before `normalise`.
+        """Statistics over the period, the same on every rank; before `normalise`.
+
+        Args:
+            config: The architecture.
+            mesh: This rank's mesh.
+            advance: Called with the number of times after each part.
+            num_times: How many times to read, in pairs one step apart and evenly spread; all by
+                default.
 
         Communication:
             The ranks agree that all have read, then the all-reduces of `StatisticsBuilder.finish`.
         """
         assert self._scale is None, "values are normalised already"
         weights = row_weights(self._store.grid)[self._rows]
+        pairs = self._spread_pairs(num_times)
         builder = StatisticsBuilder(
             len(self._prognostic),
             len(self._diagnostic),
             weights,
             self._store.grid.num_lon,
-            self.stride,
+            self._stride if pairs is None else 1,
         )
 
         def add_parts() -> None:
-            loaded = self._values
-            for part in self._parts():
-                builder.add(self._read(self._indices[part]) if loaded is None else loaded[part])
+            parts = self._contiguous_places() if pairs is None else ((pair, True) for pair in pairs)
+            for places, is_first in parts:
+                if is_first:
+                    builder.start_again()
+                builder.add(self._physical(places))
                 if advance is not None:
-                    advance(part.stop - part.start)
+                    advance(len(places))
 
         together(mesh, add_parts)
         layout = StatisticsLayout(
@@ -182,16 +195,15 @@ class TrainingSet:
                 self._values[part] /= self._scale
 
     def batch(self, starts: npt.NDArray[np.int64], num_steps: int) -> Batch:
-        """The samples that start at these places of `times`.
+        """The samples of these numbers; may be called by any thread.
 
         Args:
-            starts: Places, below `num_samples(num_steps)`.
+            starts: Numbers of samples, below `num_samples(num_steps)`.
             num_steps: Steps after the start.
         """
         assert self._scale is not None, "values are not normalised"
-        offsets = np.arange(num_steps + 1) * self.stride
-        places = np.asarray(starts)[:, None] + offsets
-        values = torch.from_numpy(np.stack([self._normalised(row) for row in places]))
+        places = self._places(starts, num_steps)
+        values = torch.from_numpy(self._normalised(places))
         num_fields = len(self._prognostic)
         forcings = np.stack([[self._forcing(place) for place in row[:-1]] for row in places])
         return Batch(
@@ -200,86 +212,92 @@ class TrainingSet:
             forcings=torch.from_numpy(forcings),
         )
 
-    def _normalised(self, places: npt.NDArray[np.int64]) -> Array:
+    def valid_times(
+        self, starts: npt.NDArray[np.int64], num_steps: int
+    ) -> npt.NDArray[np.datetime64]:
+        """Valid times of these samples, shape [B, K + 1]; arguments as of `batch`."""
+        return self.times[self._places(starts, num_steps)]
+
+    def _places(self, starts: npt.NDArray[np.int64], num_steps: int) -> Places:
+        """Places on the time axis of samples, shape [B, K + 1]."""
+        chain = [self._starts_of(num_steps)[np.asarray(starts)]]
+        for _ in range(num_steps):
+            chain.append(self._next[chain[-1]])
+        return np.stack(chain, axis=1)
+
+    def _normalised(self, places: Places) -> Array:
+        """Values at these places [B, K + 1], shape [B, K + 1, F + D, Y, X]."""
         if self._values is not None:
             return self._values[places]
-        assert self._shift is not None
-        assert self._scale is not None
-        values: Array = (self._read(self._indices[places]) - self._shift) / self._scale
-        return values
+        shift, scale = self._shift, self._scale
+        assert shift is not None
+        assert scale is not None
+
+        def normalise(field: int, rows: slice, values: Array) -> None:
+            values -= shift[field, rows]
+            values /= scale[field]
+
+        out = np.empty((places.size, *self._map_shape()), dtype=np.float32)
+        indices = self._indices[places.ravel()]
+        self._store.read_into(out, indices, self.fields, self._rows, normalise)
+        return out.reshape(*places.shape, *self._map_shape())
 
     def _forcing(self, place: int) -> Array:
         """This rank's forcings at a time, shape [G_j, Y_i, X]."""
         return self._forcing_maps.at(self.times[place])
 
-    def _read(self, indices: Indices) -> Array:
-        return self._store.read(indices, self.fields, self._rows)
+    def _physical(self, places: Places) -> Array:
+        """Values before `normalise`, shape [T, F + D, Y, X]."""
+        if self._values is not None:
+            return self._values[places]
+        return self._store.read(self._indices[places], self.fields, self._rows)
+
+    def _map_shape(self) -> tuple[int, int, int]:
+        return len(self.fields), self._rows.stop - self._rows.start, self._store.grid.num_lon
+
+    def _starts_of(self, num_steps: int) -> Places:
+        """Places from which so many steps are there."""
+        if num_steps not in self._starts:
+            at = np.arange(len(self.times))
+            for _ in range(num_steps):
+                at = np.where(at < 0, -1, self._next[at])
+            self._starts[num_steps] = np.flatnonzero(at >= 0).astype(np.int64)
+        return self._starts[num_steps]
+
+    def _spread_pairs(self, num_times: int | None) -> list[Places] | None:
+        """Pairs of places one step apart, evenly spread; None where all times are wanted."""
+        starts = self._starts_of(1)
+        if num_times is None or num_times >= len(self.times) or not starts.size:
+            return None
+        chosen = np.linspace(0, len(starts) - 1, max(num_times // 2, 1)).round().astype(np.int64)
+        return [np.array([at, self._next[at]]) for at in starts[np.unique(chosen)]]
+
+    def _contiguous_places(self) -> Iterator[tuple[Places, bool]]:
+        """Places of a part, and whether a gap comes before it."""
+        for sequence in self._sequences:
+            size = self._times_per_part()
+            for start in range(sequence.start, sequence.stop, size):
+                stop = min(start + size, sequence.stop)
+                yield np.arange(start, stop), start == sequence.start
 
     def _parts(self) -> Iterator[slice]:
-        for start in range(0, len(self.times), TIMES_PER_READ):
-            yield slice(start, min(start + TIMES_PER_READ, len(self.times)))
+        size = self._times_per_part()
+        for start in range(0, len(self.times), size):
+            yield slice(start, min(start + size, len(self.times)))
+
+    def _times_per_part(self) -> int:
+        num_bytes = int(np.prod(self._map_shape())) * 4
+        return max(1, min(TIMES_PER_READ, BYTES_PER_READ // max(num_bytes, 1)))
 
 
-class SampleOrder:
-    """A seeded order of samples, cut over data replicas; a pure function of the position.
-
-    The order does not depend on the mesh: replica r of R takes the r-th part of each global batch.
-    """
-
-    def __init__(self, num_samples: int, seed: tuple[int, ...]) -> None:
-        """Takes the number of samples and what the order depends on.
-
-        Raises:
-            DataError: There is no sample.
-        """
-        if num_samples < 1:
-            raise DataError("the training period is shorter than one rollout of the recipe")
-        self._num_samples = num_samples
-        self._seed = seed
-        self._epoch = -1
-        self._permutation: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-    def starts(self, step: int, global_batch: int, mesh: Mesh) -> npt.NDArray[np.int64]:
-        """This replica's samples of train step `step`, counted from 0 within the phase."""
-        local = global_batch // mesh.data.size
-        first = step * global_batch + mesh.data.index * local
-        return np.array([self._sample(first + place) for place in range(local)], dtype=np.int64)
-
-    def _sample(self, position: int) -> int:
-        epoch, place = divmod(position, self._num_samples)
-        if epoch != self._epoch:
-            generator = np.random.default_rng([*self._seed, epoch])
-            self._permutation = generator.permutation(self._num_samples)
-            self._epoch = epoch
-        return int(self._permutation[place])
+def _split(times: npt.NDArray[np.datetime64], interval: np.timedelta64) -> list[slice]:
+    """Sequences without a gap."""
+    breaks = (np.flatnonzero(np.diff(times) != interval) + 1).tolist()
+    return [slice(a, b) for a, b in pairwise([0, *breaks, len(times)])]
 
 
-class ReadAhead:
-    """Batches in order, made by a thread while the last one is computed with."""
-
-    def __init__(self, make: Callable[[int], Batch], start: int, stop: int) -> None:
-        """Begins with the batch of step `start`; `make` runs in one thread only."""
-        self._make = make
-        self._next, self._stop = start, stop
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
-        self._waiting: list[Future[Batch]] = []
-        self._fill()
-
-    def take(self) -> Batch:
-        """The next batch.
-
-        Raises:
-            DataError: What reading it raised.
-        """
-        future = self._waiting.pop(0)
-        self._fill()
-        return future.result()
-
-    def close(self) -> None:
-        """Ends the thread."""
-        self._pool.shutdown(cancel_futures=True)
-
-    def _fill(self) -> None:
-        while len(self._waiting) < READS_AHEAD and self._next < self._stop:
-            self._waiting.append(self._pool.submit(self._make, self._next))
-            self._next += 1
+def _find_next(times: npt.NDArray[np.datetime64], step: np.timedelta64) -> Places:
+    """The place of the time one step after each, -1 where it is missing."""
+    at = np.searchsorted(times, times + step)
+    is_there = times[np.minimum(at, len(times) - 1)] == times + step
+    return np.where(is_there, at, -1).astype(np.int64)

@@ -5,6 +5,7 @@ cfgrib with xarray, and netCDF4. Files that no forecast can use are expected to 
 """
 
 import functools
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from jigsaw_forecast.cli.main import main
 from jigsaw_forecast.data.records import FieldRecord
 from jigsaw_forecast.data.source import open_source, plan_initial_state
 from jigsaw_forecast.errors import DataError
@@ -103,16 +105,91 @@ POINTWISE = [
     for name in USABLE
     if not name.endswith((".nc", "zarr")) and name != "broken/regular_ll_wrong_increment.grib"
 ]
+WIND_SERIES = re.compile(r"series-gfs10m/gfs\.1p00\.20181\d{5}\.f00[03]")
 MIXED = {"gfs-full/gfs.grb": 344}  # usable and unusable fields, tested one by one below
 GFS_TIME = np.datetime64("2011-10-11T00:00")
 MODEL_GRID = Grid.parse("64x32")
 
 
-def test_every_file_of_the_manifest_has_an_expectation(real_data: Path) -> None:
+def test_every_file_of_the_folder_has_an_expectation(real_data: Path) -> None:
+    files = {str(path.relative_to(real_data)) for path in real_data.rglob("*") if path.is_file()}
+    expected = {*REFUSED, *USABLE, *UNUSABLE, *MIXED, "MANIFEST.md"}
+    expected |= {name for name in files if WIND_SERIES.fullmatch(name)}
+    assert {name for name in files if not name.startswith("zarr-v2/test_zarr/")} <= expected
     listed = re.findall(r"^\| (\S+/\S+) \|", (real_data / "MANIFEST.md").read_text(), re.MULTILINE)
-    expected = {*REFUSED, *USABLE, *UNUSABLE, *MIXED}
-    unexpected = [name for name in listed if name not in expected and "zarr-v2" not in name]
-    assert unexpected == []
+    assert {name for name in listed if not name.startswith("zarr-v2/")} <= expected
+
+
+def test_every_file_of_the_wind_series_is_read_exactly(real_data: Path) -> None:
+    """Both components on one grid in the message's own order, so that eccodes' values compare."""
+    paths = sorted((real_data / "series-gfs10m").glob("gfs.1p00.*.f00[03]"))
+    assert len(paths) == 80
+    for path in paths:
+        source = open_source(path)
+        records = source.records()
+        assert [record.usable for record in records] == [True, True]
+        start = np.datetime64(
+            f"{path.name[9:13]}-{path.name[13:15]}-{path.name[15:17]}T{path.name[17:19]}", "s"
+        )
+        lead = np.timedelta64(int(path.suffix[2:]), "h")
+        assert all(record.valid_time == start + lead for record in records)
+        for record, values in zip(records, source.read(records), strict=True):
+            np.testing.assert_array_equal(values.ravel(), raw_values(path, record.short_name))
+
+
+@pytest.mark.parametrize("name", [*UNUSABLE, "broken/regular_ll_wrong_increment.grib"])
+def test_a_run_from_what_is_no_whole_state_is_refused(real_data: Path, name: str) -> None:
+    source = open_source(real_data / name)
+    times = source.valid_times()
+    with pytest.raises(DataError) as caught:
+        plan_initial_state(
+            source,
+            NATURE_RUN_FIELDS,
+            MODEL_GRID,
+            times[0] if times.size else GFS_TIME,
+            regrid=True,
+            plausible={},
+        )
+    assert str(caught.value).startswith(str(real_data / name))
+    assert "missing" in str(caught.value) or "no time coordinate" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_broken_file_ends_a_command_with_exit_code_2(
+    real_data: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(real_data / name), "--json"]) == 2
+    out, errors = capfd.readouterr()
+    assert out == ""
+    assert errors.startswith(f"error: {real_data / name}")
+    assert errors.count("\n") == 1
+    assert REFUSED[name] in errors
+
+
+def test_every_field_of_a_mixed_file_is_described(
+    real_data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The contract of `inspect --json`, on fields of several kinds, against eccodes."""
+    path = real_data / "mixed/hpa_and_pa.grib"
+    assert main(["inspect", str(path), "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)
+    keys = {"variable", "level", "valid_time", "init_time", "member", "grid", "min", "max"}
+    assert keys | {"mean", "missing", "usable", "why"} <= rows[0].keys()
+    with path.open("rb") as stream:
+        for row in rows:
+            handle = eccodes.codes_grib_new_from_file(stream)
+            is_pa = eccodes.codes_get_string(handle, "typeOfLevel") == "isobaricInPa"
+            level = eccodes.codes_get_double(handle, "level") / (100.0 if is_pa else 1.0)
+            missing = eccodes.codes_get_long(handle, "numberOfMissing")
+            found = eccodes.codes_get_double(handle, "max") if missing < 2664 else None
+            eccodes.codes_release(handle)
+            assert (row["variable"], row["level"], row["missing"]) == (
+                "temperature",
+                level,
+                missing,
+            )
+            assert row["max"] == (pytest.approx(found) if found is not None else None)
+            assert row["usable"] == (missing < 2664)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -313,6 +390,18 @@ def points_of(path: Path, message: int) -> np.ndarray:
     values = eccodes.codes_get_values(handle)
     eccodes.codes_release(handle)
     return np.stack([latitudes, longitudes, values], axis=1)
+
+
+def raw_values(path: Path, short_name: str) -> np.ndarray:
+    """Values of a variable as eccodes decodes them, in the order of the message."""
+    with path.open("rb") as stream:
+        while (handle := eccodes.codes_grib_new_from_file(stream)) is not None:
+            is_it = eccodes.codes_get_string(handle, "shortName") == short_name
+            values = eccodes.codes_get_values(handle).astype(np.float32) if is_it else None
+            eccodes.codes_release(handle)
+            if values is not None:
+                return values
+    raise AssertionError(f"{path} has no {short_name}")
 
 
 def nearest(axis: np.ndarray, points: np.ndarray, period: float | None = None) -> np.ndarray:

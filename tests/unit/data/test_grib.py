@@ -198,6 +198,10 @@ def test_only_the_fields_asked_for_are_read(tmp_path: Path) -> None:
         (message(temperature_map()) + b"padding" + message(temperature_map()), "belong to no GRIB"),
         (message(temperature_map()) + b"<html>", "belong to no GRIB message"),
         (message(temperature_map())[:-4] + b"7778", "no 7777"),
+        (b"\x1f\x8b\x08" + bytes(50), "is compressed with gzip; unpack it first"),
+        (b"BZh91AY" + bytes(50), "is compressed with bzip2; unpack it first"),
+        (b"BUFR" + bytes(50), "is BUFR: observations, no fields"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer"),
         (b"GRIC" + message(temperature_map())[4:], "neither GRIB"),
     ],
 )
@@ -223,3 +227,21 @@ def test_damaged_packing_is_refused_by_message(tmp_path: Path) -> None:
     source = open_source(write(tmp_path / "a", bytes(data)))
     with pytest.raises(DataError, match=r"message 1 .* cannot be decoded"):
         list(source.read(source.records()))
+
+
+@pytest.mark.parametrize("edition", [1, 2])
+def test_a_flipped_bit_is_refused_or_gives_a_field(tmp_path: Path, edition: int) -> None:
+    """Whatever the bit, reading ends with values or with a DataError, never in another way."""
+    whole = message(temperature_map(), edition)
+    rng = np.random.default_rng(edition)
+    num_refused = 0
+    for bit in rng.integers(0, 8 * 200, 150):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << (bit % 8)
+        try:
+            source = open_source(write(tmp_path / "a", bytes(data)))
+            for record in source.records():
+                source.statistics(record)
+        except DataError:
+            num_refused += 1
+    assert 0 < num_refused < 150

@@ -70,6 +70,7 @@ def test_dims_in_any_order_with_s_n_rows_and_shifted_columns(tmp_path: Path) -> 
         ("t", {"units": "K"}),
         ("T", {"units": "K"}),
         ("ta", {"units": "K"}),
+        ("air", {"units": "degK"}),
         ("field_1", {"units": "K", "standard_name": "air_temperature"}),
     ],
 )
@@ -87,6 +88,7 @@ def test_names_of_all_conventions(tmp_path: Path, name: str, attrs: dict[str, st
         ("pressure_level", [850.0, 500.0], "hPa"),
         ("plev", [85000.0, 50000.0], "Pa"),
         ("plev", [85000.0, 50000.0], None),
+        ("lev", [850.0, 500.0], "hPa"),
     ],
 )
 def test_levels_in_pa_and_hpa(

@@ -241,3 +241,16 @@ def test_members_must_be_chosen(tmp_path: Path) -> None:
 def test_a_path_that_does_not_exist_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="cannot read"):
         open_source(tmp_path / name)
+
+
+def test_fields_that_need_one_message_are_read_together(tmp_path: Path) -> None:
+    humidity = np.full((8, 16), 50.0)
+    path = write(
+        tmp_path / "in.grib",
+        message(temperature_map()),
+        message(humidity, paramId=157),
+        message(temperature_map(), level=850),
+    )
+    fields = [T500, T850, Q500]
+    groups = plan(path, *fields).units(fields)  # type: ignore[attr-defined]
+    assert sorted(groups, key=len) == [(T850,), (T500, Q500)]

@@ -1,16 +1,25 @@
 """Statistics of a training set against numpy on the whole and hand calculation."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from jigsaw_forecast.data.field_moments import PointMoments
+from jigsaw_forecast.data.mock import mock_fields, write_mock_store
+from jigsaw_forecast.data.recompute import StatisticsRequest, compare_statistics
 from jigsaw_forecast.data.statistics import (
-    PointMoments,
     Statistics,
     StatisticsBuilder,
     StatisticsLayout,
+    StatisticsOrigin,
+    load_statistics,
     row_weights,
+    save_statistics,
 )
 from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.fields import Field
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.parallel.mesh import single_rank_mesh
 
@@ -118,3 +127,61 @@ def test_missing_arrays_are_named() -> None:
     del arrays["std"], arrays["diagnostic_mean"]
     with pytest.raises(DataError, match="missing arrays std, diagnostic_mean"):
         Statistics.from_arrays(arrays)
+
+
+ORIGIN = StatisticsOrigin("abc", ("a", "b", "c"), "2020-01-01/2020-12-31", "6x4", 6)
+
+
+def test_statistics_pass_through_a_file(tmp_path: Path) -> None:
+    found = _built([_values()])
+    save_statistics(tmp_path / "statistics.safetensors", found, ORIGIN)
+    again = load_statistics(
+        tmp_path / "statistics.safetensors", replace(ORIGIN, period="2019-01-01/2019-12-31")
+    )
+    for name, array in found.to_arrays().items():
+        np.testing.assert_array_equal(again.to_arrays()[name], array)
+    assert [file.name for file in tmp_path.iterdir()] == ["statistics.safetensors"]
+
+
+def test_statistics_of_another_data_set_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "statistics.safetensors"
+    save_statistics(path, _built([_values()]), ORIGIN)
+    other = replace(ORIGIN, digest="def", fields=("a", "c"), step_hours=12)
+    with pytest.raises(DataError) as caught:
+        load_statistics(path, other)
+    for part in ("another data set: digest abc, expected def", "['a', 'b', 'c']", "step_hours 6"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors at all"])
+def test_a_file_that_holds_no_statistics_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "statistics.safetensors"
+    with pytest.raises(DataError, match="missing .*make it with"):
+        load_statistics(path, ORIGIN)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read as statistics"):
+        load_statistics(path, ORIGIN)
+
+
+def test_statistics_from_any_number_of_workers_are_those_of_training(tmp_path: Path) -> None:
+    """`data statistics --output` against `StatisticsBuilder` on the same values."""
+    fields = (Field("geopotential", 500), Field("2m_temperature"), Field("total_precipitation_6hr"))
+    grid = Grid.parse("8x5")
+    times = np.arange(
+        np.datetime64("2020-01-01T00", "h"),
+        np.datetime64("2020-01-06", "h"),
+        np.timedelta64(6, "h"),
+    )
+    write_mock_store(tmp_path / "mock.zarr", fields, grid, times)
+    output = tmp_path / "statistics.safetensors"
+    report = compare_statistics(
+        StatisticsRequest(tmp_path / "mock.zarr", fields, num_diagnostics=1, output=output)
+    )
+    origin = StatisticsOrigin(report.digest, ("z500", "2t", "tp"), "", "8x5", 6)
+    found = load_statistics(output, origin)
+    builder = StatisticsBuilder(2, 1, row_weights(grid), 8)
+    builder.add(mock_fields(fields, grid, times)[:, :, :4])
+    everything = slice(0, 2), slice(0, 1), slice(0, 4)
+    expected = builder.finish(MESH, StatisticsLayout(("z500", "2t", "tp"), 2, 4, *everything))
+    for name, array in expected.to_arrays().items():
+        np.testing.assert_allclose(found.to_arrays()[name], array, rtol=1e-5)

@@ -7,8 +7,11 @@ import pytest
 import torch
 import xarray as xr
 
+from jigsaw_forecast.data.convert import ConvertRequest, convert
+from jigsaw_forecast.data.convert_input import Selection
 from jigsaw_forecast.data.forcings import ForcingMaps
 from jigsaw_forecast.data.mock import mock_fields, write_mock_store
+from jigsaw_forecast.data.stores import open_store
 from jigsaw_forecast.data.training_set import Batch, ReadAhead, SampleOrder, TrainingSet
 from jigsaw_forecast.data.weather_store import Period, WeatherStore
 from jigsaw_forecast.errors import DataError
@@ -48,17 +51,17 @@ def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _set(path: Path, mesh: Mesh | None = None) -> TrainingSet:
-    store = WeatherStore(path, FIELDS)
+def _set(path: Path, mesh: Mesh | None = None, *, allow_gaps: bool = False) -> TrainingSet:
+    store = open_store(path, FIELDS)
     pieces = sample_pieces(CONFIG, mesh or single_rank_mesh())
     statics = {"land_sea_mask": store.static("land_sea_mask")}
     names = CONFIG.forcings[pieces.forcings]
     maps = ForcingMaps(names, GRID, statics, rows=pieces.rows)
-    return TrainingSet(store, CONFIG, pieces, PERIOD, maps)
+    return TrainingSet(store, CONFIG, pieces, PERIOD, maps, allow_gaps=allow_gaps)
 
 
-def _normalised(path: Path, *, in_memory: bool) -> TrainingSet:
-    data = _set(path)
+def _normalised(path: Path, *, in_memory: bool, allow_gaps: bool = False) -> TrainingSet:
+    data = _set(path, allow_gaps=allow_gaps)
     if in_memory:
         data.load()
     data.normalise(data.build_statistics(CONFIG, single_rank_mesh()))
@@ -230,6 +233,132 @@ def _mesh_of(data: int = 1, domain: int = 1, tensor: int = 1, replica: int = 0) 
         Axis("model", domain * tensor, 0, None),
         single_rank_mesh().device,
     )
+
+
+@pytest.fixture(scope="module")
+def converted(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("converted") / "set.zarr"
+    convert(ConvertRequest((store_path,), path, Selection(FIELDS), num_bands=2))
+    return path
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_training_set_gives_the_batches_of_the_store_that_it_was_made_of(
+    store_path: Path, converted: Path, in_memory: bool
+) -> None:
+    starts = np.array([6, 0, 6])
+    expected = _normalised(store_path, in_memory=True).batch(starts, 2)
+    found = _normalised(converted, in_memory=in_memory).batch(starts, 2)
+    np.testing.assert_array_equal(found.states.numpy(), expected.states.numpy())
+    np.testing.assert_array_equal(found.diagnostics.numpy(), expected.diagnostics.numpy())
+    np.testing.assert_array_equal(found.forcings.numpy(), expected.forcings.numpy())
+
+
+@pytest.fixture
+def gappy(store_path: Path, tmp_path: Path) -> Path:
+    """The store without three of its times: sequences of 5, 13 and the rest."""
+    data = xr.open_zarr(store_path, chunks=None, consolidated=False).load()
+    keep = np.delete(np.arange(len(TIMES)), [5, 6, 20])
+    return _rewritten(store_path, tmp_path / "gaps.zarr", data.isel(time=keep))
+
+
+def test_gaps_are_refused_unless_allowed(gappy: Path) -> None:
+    with pytest.raises(DataError, match=r"\(2 missing\).*\(1 missing\); set data.allow_gaps"):
+        _set(gappy)
+    _set(gappy, allow_gaps=True)
+
+
+def test_with_gaps_the_samples_are_those_whose_times_are_all_there(gappy: Path) -> None:
+    data = _normalised(gappy, in_memory=False, allow_gaps=True)
+    sizes = (5, 13, len(TIMES) - 21)
+    for num_steps in (0, 1, 3, 12):
+        assert data.num_samples(num_steps) == sum(max(size - num_steps, 0) for size in sizes)
+    every = np.arange(data.num_samples(3))
+    times = data.valid_times(every, 3)
+    assert (np.diff(times, axis=1) == np.timedelta64(6, "h")).all()
+    batch = data.batch(every[-1:], 3)
+    expected = mock_fields(STORED, GRID, times[-1].astype("datetime64[h]"))
+    scale, shift = data._scale, data._shift
+    assert scale is not None
+    assert shift is not None
+    places = [STORED.index(field) for field in CONFIG.prognostic_fields]
+    physical = batch.states[0].numpy() * scale[:4] + shift[:4]
+    np.testing.assert_allclose(physical, expected[:, places], rtol=1e-4)
+
+
+def test_no_tendency_spans_a_gap(gappy: Path) -> None:
+    found = _set(gappy, allow_gaps=True).build_statistics(CONFIG, single_rank_mesh())
+    times = WeatherStore(gappy, FIELDS).times.astype("datetime64[h]")
+    places = [STORED.index(field) for field in CONFIG.prognostic_fields]
+    values = mock_fields(STORED, GRID, times)[:, places].astype(np.float64)
+    whole = np.diff(times) == np.timedelta64(6, "h")
+    cell = (GRID.area_weights() / (4 * 8))[:, None]
+    change = (np.square(np.diff(values, axis=0)[whole]).mean(0) * cell).sum((1, 2))
+    np.testing.assert_allclose(found.tendency_std, np.sqrt(change), rtol=1e-5)
+
+
+def test_statistics_of_some_times_are_those_of_pairs_spread_over_all(store_path: Path) -> None:
+    found = _set(store_path).build_statistics(CONFIG, single_rank_mesh(), num_times=6)
+    last = len(TIMES) - 2
+    starts = [0, round(last / 2), last]
+    places = [STORED.index(field) for field in CONFIG.prognostic_fields]
+    values = mock_fields(STORED, GRID, TIMES)[:, places].astype(np.float64)
+    cell = (GRID.area_weights() / (4 * 8))[:, None]
+    change = values[[start + 1 for start in starts]] - values[starts]
+    expected = np.sqrt((np.square(change).mean(0) * cell).sum((1, 2)))
+    np.testing.assert_allclose(found.tendency_std, expected, rtol=1e-5)
+    used = values[[place for start in starts for place in (start, start + 1)]]
+    np.testing.assert_allclose(found.mean, used.mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("degrees", [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)])
+def test_the_ranks_read_each_byte_of_a_sample_once(
+    large_chunks: Path, degrees: tuple[int, int]
+) -> None:
+    domain, tensor = degrees
+    mesh = _mesh_of(domain=domain, tensor=tensor)
+    fields = LARGE.prognostic_fields
+    files = [large_chunks / "values" / f"c.{shard}.0.0.0" for shard in range(1, 4)]
+    index_bytes = len(files) * (4 * len(fields) * 16 + 4)  # bands x fields, offset and length
+    counted = []
+    for i, j in np.ndindex(domain, tensor):
+        pieces = sample_pieces(LARGE, mesh.at(i, j))
+        store = open_store(large_chunks, fields, num_threads=1)
+        own = fields[pieces.fields]
+        store.read(np.arange(1), own, pieces.rows)  # starts its thread
+        known, first, before = store.disk_bytes_read, _bytes_read(), _bytes_read()
+        store.read(np.arange(1, 4), own, pieces.rows)
+        counted.append(_bytes_read() - before - (before - first))  # the counter's own text
+        assert abs(counted[-1] - (store.disk_bytes_read - known)) < 16  # its length may change
+        counted[-1] = store.disk_bytes_read - known
+    chunk_bytes = sum(file.stat().st_size for file in files) - index_bytes
+    own_bytes = [count - index_bytes for count in counted]
+    assert sum(own_bytes) == chunk_bytes
+    if tensor == 1:  # fields differ in how far they shrink, bands of all fields hardly
+        assert max(own_bytes) < 1.2 * chunk_bytes / domain
+
+
+LARGE = CONFIG.model_copy(update={"grid": "64x32", "diagnostics": ()})
+
+
+@pytest.fixture(scope="module")
+def large_chunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training set of four times in four bands."""
+    folder = tmp_path_factory.mktemp("large")
+    fields = LARGE.prognostic_fields
+    stored = (*fields, Field("geopotential", 850))
+    write_mock_store(folder / "mock.zarr", stored, LARGE.grid_object, TIMES[:4])
+    path = folder / "set.zarr"
+    convert(ConvertRequest((folder / "mock.zarr",), path, Selection(fields), num_bands=4))
+    return path
+
+
+def _bytes_read() -> int:
+    """Bytes that this process had read before, as the kernel counts them."""
+    io = Path("/proc/self/io")
+    if not io.exists():
+        pytest.skip("no /proc/self/io on this system")
+    return int(io.read_text().split()[1])
 
 
 def test_an_epoch_takes_every_sample_once() -> None:
