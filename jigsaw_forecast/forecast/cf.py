@@ -30,7 +30,7 @@ class Coordinate:
 
 
 def coordinates(spec: OutputSpec) -> list[Coordinate]:
-    """The dims `time`, `prediction_timedelta`, `level` (if any), `latitude`, `longitude`."""
+    """The dims `time`, `number` and `level` (if any), `prediction_timedelta`, then the grid's."""
     seconds = np.array([(init - EPOCH) // np.timedelta64(1, "s") for init in spec.init_times])
     time_units, divisor = ("hours", 3600) if (seconds % 3600 == 0).all() else ("seconds", 1)
     axes = [
@@ -56,6 +56,9 @@ def coordinates(spec: OutputSpec) -> list[Coordinate]:
             },
         ),
     ]
+    if spec.members:
+        attributes = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
+        axes.insert(1, Coordinate("number", np.array(spec.members, dtype=np.int64), attributes))
     if spec.levels_hpa:
         attributes = {
             "standard_name": "air_pressure",
@@ -75,10 +78,11 @@ def coordinates(spec: OutputSpec) -> list[Coordinate]:
 
 
 def variable_dims(spec: OutputSpec, variable: str) -> tuple[str, ...]:
-    """Dims of a variable: without `level` on a single level."""
+    """Dims of a variable: without `level` on a single level, `number` only in an ensemble."""
     has_level = any(field.level_hpa for field in spec.fields if field.variable == variable)
     level = ("level",) if has_level else ()
-    return ("time", "prediction_timedelta", *level, "latitude", "longitude")
+    number = ("number",) if spec.members else ()
+    return ("time", *number, "prediction_timedelta", *level, "latitude", "longitude")
 
 
 def variable_attributes(variable: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from jigsaw_forecast.fields import Field
-from jigsaw_forecast.forecast.poles import restore_south_pole
+from jigsaw_forecast.forecast.poles import south_pole_row
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.weather_mixer import Pieces, sample_pieces
 from jigsaw_forecast.parallel.collectives import all_to_all
@@ -82,7 +82,7 @@ def bands_to_maps(
     group_size = mesh.model.size
     peers = [mesh.at(*divmod(rank, mesh.tensor.size)) for rank in range(group_size)]
     outgoing = [
-        state.data[[i for i, field in enumerate(state.fields) if owners.get(field) == rank]]
+        _choose(state.data, [owners.get(field) == rank for field in state.fields])
         for rank in range(group_size)
     ]
     pieces = [sample_pieces(config, peer) for peer in peers]
@@ -98,10 +98,18 @@ def bands_to_maps(
     incoming = all_to_all(mesh, outgoing, shapes, "model")
     fields = tuple(field for field in owners if owners[field] == mesh.model.index)
     place = {field: index for index, field in enumerate(fields)}
-    maps = state.data.new_empty((len(fields), config.grid_object.num_model_lat, num_lon))
+    num_lat = config.grid_object.num_lat
+    maps = state.data.new_empty((len(fields), num_lat, num_lon))
     for names, piece, values in zip(incoming_fields, pieces, incoming, strict=True):
-        if names:
-            maps[[place[field] for field in names], piece.rows] = values
+        for name, band in zip(names, values, strict=True):
+            maps[place[name], piece.rows] = band
     if config.grid_object.drops_south_pole:
-        maps = restore_south_pole(maps, fields)
+        maps[:, -1] = south_pole_row(maps[:, -2], fields)
     return replace(state, data=maps, fields=fields, row_start=0)
+
+
+def _choose(data: torch.Tensor, is_chosen: Sequence[bool]) -> torch.Tensor:
+    """Some maps of a tensor, without a copy where all are chosen."""
+    if all(is_chosen):
+        return data
+    return data[[index for index, chosen in enumerate(is_chosen) if chosen]]

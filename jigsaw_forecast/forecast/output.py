@@ -2,18 +2,28 @@
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from string import Formatter
+from typing import Any
 
 import numpy as np
 
 from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.fields import Field, Role
-from jigsaw_forecast.forecast.grib_writer import GribWriter, check_grib_keys
+from jigsaw_forecast.forecast.grib_keys import check_grib_keys
+from jigsaw_forecast.forecast.grib_writer import GribWriter
 from jigsaw_forecast.forecast.netcdf_writer import NetcdfWriter
-from jigsaw_forecast.forecast.product import ONE_HOUR, OutputSpec, Product, Writer
-from jigsaw_forecast.forecast.staging import PARTIAL_SUFFIX, refusal
+from jigsaw_forecast.forecast.product import (
+    Mark,
+    OutputSpec,
+    Product,
+    Slot,
+    Writer,
+    all_slots,
+)
+from jigsaw_forecast.forecast.staging import PARTIAL_SUFFIX, ProductLock, refusal
 from jigsaw_forecast.forecast.zarr_writer import ZarrWriter
 
 __all__ = [
@@ -24,6 +34,7 @@ __all__ = [
     "describe_unwritable",
     "open_writer",
     "resolve_outputs",
+    "writer_kind",
 ]
 
 _log = logging.getLogger(__name__)
@@ -42,12 +53,15 @@ def resolve_outputs(
     lead_times: Sequence[np.timedelta64],
     *,
     overwrite: bool = False,
+    resume: bool = False,
     fields: Sequence[Field] = (),
+    members: Sequence[int] = (),
 ) -> list[Product]:
     """The products that the values of `--output` name, each with the times that it holds.
 
-    `{init:%Y%m%d%H}` stands for the initial time and `{lead:03d}` for the lead time in hours.
-    Times whose names are equal share a product, so a path without templates holds them all.
+    `{init:%Y%m%d%H}` stands for the initial time, `{lead:03d}` for the lead time in hours and
+    `{member:02d}` for the ensemble member. Times whose names are equal share a product, so a path
+    without templates holds them all.
     A GRIB product of diagnostic fields alone does not hold lead time 0, where they have no
     value and GRIB has no message; it is not made where that leaves it without a lead time.
 
@@ -56,22 +70,24 @@ def resolve_outputs(
         init_times: Initial times of the run.
         lead_times: Lead times that will be written.
         overwrite: Whether products that exist may be replaced.
+        resume: Whether products that exist are looked at later, as what an earlier run has done.
         fields: Fields that will be written.
+        members: Ensemble members; empty where the run is no ensemble.
 
     Raises:
-        OutputError: Unknown suffix or template, missing or unwritable folder, existing product,
-            two outputs with one name, or a GRIB output without any lead time; all of them in one
-            message.
+        OutputError: Unknown suffix or template, a template that leaves its folder, missing or
+            unwritable folder, existing product, two outputs with one name, or a GRIB output
+            without any lead time; all of them in one message.
     """
     problems: list[str] = []
     products: list[Product] = []
     for text in paths:
         try:
-            expanded = _expand(text, init_times, lead_times)
-        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+            expanded = _expand(text, init_times, lead_times, members)
+        except ValueError as error:
             problems.append(
-                f"output {text!r} is not a valid template ({error}); use {{init:%Y%m%d%H}} and "
-                "{lead:03d}"
+                f"output {text!r} is not a valid template ({error}); use {{init:%Y%m%d%H}}, "
+                "{lead:03d} and, with --members, {member:02d}"
             )
             continue
         kept = _with_values(expanded, fields)
@@ -96,7 +112,7 @@ def resolve_outputs(
             if (reason := unwritable[path.parent]) is not None:
                 problems.append(f"output {path}: {reason}")
         if unwritable[path.parent] is None:
-            existing = refusal(path, overwrite=overwrite)
+            existing = refusal(path, overwrite=overwrite or resume)
             problems += [f"output {existing}"] if existing else []
     if problems:
         raise OutputError("\n".join(dict.fromkeys(problems)))
@@ -118,8 +134,19 @@ def check_keys(products: Sequence[Product], spec: OutputSpec) -> None:
             check_grib_keys(spec.narrowed(product))
 
 
+def writer_kind(path: Path) -> type[Writer]:
+    """The kind of writer that a path's suffix stands for."""
+    return _WRITERS[path.suffix]
+
+
 def open_writer(
-    path: Path, spec: OutputSpec, *, overwrite: bool, is_creator: bool = True
+    path: Path,
+    spec: OutputSpec,
+    *,
+    overwrite: bool,
+    is_creator: bool = True,
+    lock: ProductLock | None = None,
+    finished: Mapping[Slot, Mark] | None = None,
 ) -> Writer:
     """The writer of the path's kind, with `NAME.partial` created or opened.
 
@@ -128,32 +155,68 @@ def open_writer(
         spec: What will be written, with the times of this product only.
         overwrite: Whether a product that exists is replaced when this one is finished.
         is_creator: Whether this process makes the product; the other ranks open it afterwards.
+        lock: On the product, where it is held already.
+        finished: What is done of a product that goes on; None to start it.
 
     Raises:
         OutputError: The name is taken or in use, the folder is not writable, a GRIB key is wrong.
     """
-    return _WRITERS[path.suffix](path, spec, overwrite=overwrite, is_creator=is_creator)
+    return _WRITERS[path.suffix](
+        path, spec, overwrite=overwrite, is_creator=is_creator, lock=lock, finished=finished
+    )
 
 
 def _expand(
-    text: str, init_times: Sequence[np.datetime64], lead_times: Sequence[np.timedelta64]
+    text: str,
+    init_times: Sequence[np.datetime64],
+    lead_times: Sequence[np.timedelta64],
+    members: Sequence[int],
 ) -> list[Product]:
-    # init and lead name a product together, so each product is a full block of both
-    inits: dict[str, dict[np.datetime64, None]] = {}
-    leads: dict[str, dict[np.timedelta64, None]] = {}
-    for init in init_times:
-        for lead in lead_times:
-            start = init.astype("datetime64[s]").item()
-            name = text.format(init=start, lead=int(lead / ONE_HOUR))
-            inits.setdefault(name, {})[init] = None
-            leads.setdefault(name, {})[lead] = None
-    if sum(len(inits[name]) * len(leads[name]) for name in inits) != len(init_times) * len(
-        lead_times
-    ):
-        raise ValueError("different times get the same name")
-    return [
-        Product(Path(name).expanduser(), tuple(inits[name]), tuple(leads[name])) for name in inits
+    # init, lead and member name a product together, so each product is a full block of them
+    blocks: dict[str, tuple[dict[Any, None], dict[Any, None], dict[Any, None]]] = {}
+    num_slots = 0
+    for slot in all_slots(init_times, lead_times, members):
+        known: dict[str, Any] = {"init": slot.init_time.item(), "lead": slot.lead_hours}
+        if slot.member is not None:
+            known["member"] = slot.member
+        inits, leads, numbers = blocks.setdefault(_fill(text, known), ({}, {}, {}))
+        inits[slot.init_time] = None
+        leads[slot.lead_time] = None
+        numbers[slot.member] = None
+        num_slots += 1
+    products = [
+        Product(
+            Path(name).expanduser(),
+            tuple(inits),
+            tuple(leads),
+            tuple(number for number in numbers if number is not None),
+        )
+        for name, (inits, leads, numbers) in blocks.items()
     ]
+    if sum(len(product.slots) for product in products) != num_slots:
+        raise ValueError("different times get the same name")
+    return products
+
+
+def _fill(text: str, known: Mapping[str, Any]) -> str:
+    """A template with its placeholders filled; they fill in names and stay below their folder."""
+    result = ""
+    for literal, name, form, conversion in Formatter().parse(text):
+        result += literal
+        if name is None:
+            continue
+        if name not in known or conversion:
+            raise ValueError(
+                f"unknown placeholder {{{name}{f'!{conversion}' if conversion else ''}}}"
+            )
+        try:
+            filled = format(known[name], form or "")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{{{name}:{form}}}: {error}") from None
+        if ".." in filled.split("/") or (filled.startswith("/") and not result):
+            raise ValueError(f"{{{name}:{form}}} leaves the folder")
+        result += filled
+    return result
 
 
 def _with_values(products: Sequence[Product], fields: Sequence[Field]) -> list[Product]:

@@ -10,14 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.fields import Field
-from jigsaw_forecast.forecast.staging import Staging
+from jigsaw_forecast.forecast.staging import ProductLock, Staging
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.state import State
 
@@ -25,7 +25,41 @@ ONE_HOUR = np.timedelta64(1, "h")
 
 Unit = tuple[Field, ...]
 Maps = npt.NDArray[np.float32]
-Times = tuple[np.datetime64, np.timedelta64]
+Payload = list[
+    tuple[int, bytes | memoryview]
+]  # numbers of fields in the specification, and what they become
+Mark = Mapping[str, Any]  # what is noted of a lead time that is done, beyond its times
+
+
+class Slot(NamedTuple):
+    """One lead time of one forecast: what is written, and marked as done, as a whole.
+
+    Attributes:
+        init_time: UTC, datetime64[s].
+        lead_time: timedelta64[s].
+        member: Number of the ensemble member, None where the run is no ensemble.
+    """
+
+    init_time: np.datetime64
+    lead_time: np.timedelta64
+    member: int | None = None
+
+    @classmethod
+    def of(
+        cls, init_time: np.datetime64, lead_time: np.timedelta64, member: int | None = None
+    ) -> "Slot":
+        """The slot of times in any unit: equal times of different units have different hashes."""
+        return cls(init_time.astype("datetime64[s]"), lead_time.astype("timedelta64[s]"), member)
+
+    @property
+    def lead_hours(self) -> int:
+        """Lead time in hours."""
+        return int(self.lead_time / ONE_HOUR)
+
+    def __str__(self) -> str:
+        """`2026-06-24T00:00:00 +6 h`, and the member where there is one."""
+        member = "" if self.member is None else f" member {self.member}"
+        return f"{self.init_time} +{self.lead_hours} h{member}"
 
 
 @dataclass(frozen=True)
@@ -36,19 +70,24 @@ class Product:
         path: Final name.
         init_times: Initial times in it, in order.
         lead_times: Lead times in it, in order.
+        members: Ensemble members in it, in order; empty where the run is no ensemble.
     """
 
     path: Path
     init_times: tuple[np.datetime64, ...]
     lead_times: tuple[np.timedelta64, ...]
+    members: tuple[int, ...] = ()
 
-    def holds(self, init_time: np.datetime64, lead_time: np.timedelta64) -> bool:
-        """Whether a lead time of an initial time is part of this product."""
-        return _in_seconds(init_time, lead_time) in self._times
+    def holds(
+        self, init_time: np.datetime64, lead_time: np.timedelta64, member: int | None = None
+    ) -> bool:
+        """Whether a lead time of a forecast is part of this product."""
+        return Slot.of(init_time, lead_time, member) in self.slots
 
     @cached_property
-    def _times(self) -> dict[Times, None]:
-        return _all_times(self.init_times, self.lead_times)
+    def slots(self) -> dict[Slot, None]:
+        """All that the product holds, in order: initial times, members, lead times."""
+        return all_slots(self.init_times, self.lead_times, self.members)
 
 
 @dataclass(frozen=True)
@@ -60,8 +99,11 @@ class OutputSpec:
         grid: The whole grid, pole rows included.
         init_times: Initial times, UTC.
         lead_times: All lead times that will be written, whole hours; 0 where the initial state is.
-        attributes: Provenance: title, source, checkpoint, history, notice and so on.
+        attributes: Provenance: title, source, checkpoint, notice and so on; no time of writing,
+            so that a product that is made again is the same to the last bit.
         grib_keys: Keys of `--grib`, for GRIB2 products only.
+        members: Ensemble members; empty where the run is no ensemble.
+        num_members: Members of the whole ensemble, of which a product may hold some.
     """
 
     fields: tuple[Field, ...]
@@ -70,6 +112,8 @@ class OutputSpec:
     lead_times: tuple[np.timedelta64, ...]
     attributes: Mapping[str, str]
     grib_keys: Mapping[str, str]
+    members: tuple[int, ...] = ()
+    num_members: int = 0
 
     def __post_init__(self) -> None:
         """Refuses an empty or repeated selection and lead times that are not whole hours."""
@@ -81,8 +125,13 @@ class OutputSpec:
             raise ValueError(f"lead times are not whole hours: {self.lead_times}")
 
     def narrowed(self, product: Product) -> "OutputSpec":
-        """The same specification with only the times that a product holds."""
-        return replace(self, init_times=product.init_times, lead_times=product.lead_times)
+        """The same specification with only the times and members that a product holds."""
+        return replace(
+            self,
+            init_times=product.init_times,
+            lead_times=product.lead_times,
+            members=product.members,
+        )
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -99,12 +148,25 @@ class OutputSpec:
         """Lead times in hours."""
         return tuple(int(lead / ONE_HOUR) for lead in self.lead_times)
 
+    @cached_property
+    def slots(self) -> dict[Slot, None]:
+        """Everything to be written, in order: initial times, members, lead times."""
+        return all_slots(self.init_times, self.lead_times, self.members)
+
+    def row(self, slot: Slot) -> tuple[int, ...]:
+        """Place of a slot along `time`, `number` (where there are members) and lead time."""
+        inits = [init.astype("datetime64[s]") for init in self.init_times]
+        number = () if slot.member is None else (self.members.index(slot.member),)
+        return inits.index(slot.init_time), *number, self.lead_hours.index(slot.lead_hours)
+
 
 class Writer(ABC):
     """Writes one product, lead time by lead time; knows nothing of ranks but who creates.
 
-    The creator makes the product, marks lead times as done and finishes it. Other ranks open the
-    writer after the creator has, with `is_creator=False`, and only write whole units.
+    The creator makes the product, marks lead times as done and finishes it. Kinds that every rank
+    writes into are opened by the other ranks after the creator, with `is_creator=False`. Of the
+    other kinds, every rank makes its part of a lead time with `encode`, and the creator adds all
+    parts with `append`.
 
     Attributes:
         path: Final name of the product.
@@ -117,8 +179,26 @@ class Writer(ABC):
     is_open_on_all_ranks: ClassVar[bool] = False
     bytes_written: int
 
-    def __init__(self, path: Path, spec: OutputSpec, *, overwrite: bool, is_creator: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: OutputSpec,
+        *,
+        overwrite: bool,
+        is_creator: bool,
+        lock: ProductLock | None = None,
+        finished: Mapping[Slot, Mark] | None = None,
+    ) -> None:
         """Creates `NAME.partial`, or opens it; leaves nothing behind where that fails.
+
+        Args:
+            path: Final name.
+            spec: What will be written.
+            overwrite: Whether a product that exists is replaced when this one is finished.
+            is_creator: Whether this process makes the product.
+            lock: On the product, where it is held already; given up with the writer.
+            finished: What is done of a product that goes on; None to start it. `recover` of the
+                kind has put `NAME.partial` in order.
 
         Raises:
             OutputError: See `Staging`, and `_open` of each kind.
@@ -126,49 +206,128 @@ class Writer(ABC):
         self.path = path
         self.spec = spec
         self.is_creator = is_creator
+        self.goes_on = finished is not None
         self.bytes_written = 0
-        self._times = _all_times(spec.init_times, spec.lead_times)
-        self._done: set[Times] = set()
+        self._done: dict[Slot, Mark] = dict(finished or {})
         self._is_whole = False
         self._staging: Staging | None = None
         if is_creator or self.is_open_on_all_ranks:
-            self._staging = Staging(path, overwrite=overwrite, joins=not is_creator)
+            self._staging = Staging(
+                path,
+                overwrite=overwrite,
+                joins=not is_creator,
+                lock=lock,
+                keeps_partial=self.goes_on,
+            )
         try:
             self._open()
         except BaseException:
-            self.abort()
+            self.abort(keep=self.goes_on)
             raise
 
-    def holds(self, init_time: np.datetime64, lead_time: np.timedelta64) -> bool:
-        """Whether a lead time of an initial time is part of this product."""
-        return _in_seconds(init_time, lead_time) in self._times
+    @classmethod
+    @abstractmethod
+    def recover(cls, partial: Path, spec: OutputSpec, marks: Mapping[Slot, Mark]) -> list[Slot]:
+        """Puts what a dead run left under `NAME.partial` in order, for a writer to go on with.
+
+        Args:
+            partial: What it left.
+            spec: What the product holds.
+            marks: What it had marked as done, in order.
+
+        Returns:
+            The lead times that are there and whole, the first of `marks` that are; what came
+            after them is removed or will be written over.
+        """
+
+    def holds(
+        self, init_time: np.datetime64, lead_time: np.timedelta64, member: int | None = None
+    ) -> bool:
+        """Whether a lead time of a forecast is part of this product."""
+        return Slot.of(init_time, lead_time, member) in self.spec.slots
+
+    def is_done(self, slot: Slot) -> bool:
+        """Whether a lead time is marked as done."""
+        return slot in self._done
+
+    def is_whole(self) -> bool:
+        """Whether every lead time is marked as done."""
+        return len(self._done) == len(self.spec.slots)
+
+    @classmethod
+    def units_of(cls, spec: OutputSpec) -> list[Unit]:
+        """Groups of fields that one rank encodes together; here all fields are one group."""
+        return [spec.fields]
 
     def units(self) -> list[Unit]:
-        """Groups of fields that one rank writes together; here all fields are one group."""
-        return [self.spec.fields]
+        """The same of this product."""
+        return self.units_of(self.spec)
 
-    def write(self, states: State) -> None:
-        """Writes one or more whole units of one lead time.
+    def write(self, states: State, member: int | None = None) -> None:
+        """Writes one or more whole units of one lead time; of all of them where one rank writes.
 
         Args:
             states: A whole-globe state (all rows) with the fields of the units.
+            member: Ensemble member, None where the run is no ensemble.
 
         Raises:
             OutputError: The values or the disk do not allow it.
         """
-        self._check(states)
-        self._write(states, states.data.detach().to("cpu").float().numpy())
+        slot = Slot.of(states.init_time, states.lead_time, member)
+        self.append(slot, self.encode(states, member))
 
-    def mark_done(self, init_time: np.datetime64, lead_time: np.timedelta64) -> None:
-        """Records that all units of a lead time are written by all ranks; creator only."""
+    def encode(self, states: State, member: int | None = None) -> Payload:
+        """Makes this rank's part of a lead time; kinds that every rank writes are written by it.
+
+        Args:
+            states: A whole-globe state (all rows) with the fields of whole units.
+            member: Ensemble member, None where the run is no ensemble.
+
+        Returns:
+            What `append` takes, nothing where all is written.
+
+        Raises:
+            OutputError: The values or the disk do not allow it.
+        """
+        slot = Slot.of(states.init_time, states.lead_time, member)
+        self._check(states, slot)
+        return self._encode(states, states.data.detach().to("cpu").float().numpy(), slot)
+
+    def append(self, slot: Slot, payload: Payload) -> None:
+        """Writes what `encode` made on all ranks, in the order of the fields; creator only.
+
+        Raises:
+            OutputError: The disk does not allow it.
+        """
+        if payload:
+            assert self.is_creator, "only the creator writes into a file"
+            self._append(slot, payload)
+
+    def mark_done(
+        self, init_time: np.datetime64, lead_time: np.timedelta64, member: int | None = None
+    ) -> Mark:
+        """Records that all units of a lead time are written by all ranks; creator only.
+
+        Returns:
+            What `recover` has to know of it.
+        """
         assert self.is_creator, "only the creator marks lead times as done"
-        key = _in_seconds(init_time, lead_time)
-        assert key in self._times, f"lead time {key} is not part of {self.path}"
-        self._done.add(key)
-        self._record_done()
+        slot = Slot.of(init_time, lead_time, member)
+        assert slot in self.spec.slots, f"lead time {slot} is not part of {self.path}"
+        self._done[slot] = mark = self._mark(slot)
+        return mark
 
     def finish(self) -> None:
         """Closes the product and gives it its name; nothing happens on other ranks.
+
+        Raises:
+            OutputError: Lead times are not done, or the disk does not allow it.
+        """
+        self.seal()
+        self.publish()
+
+    def seal(self) -> None:
+        """Completes and closes `NAME.partial`; other ranks close their share.
 
         Raises:
             OutputError: Lead times are not done, or the disk does not allow it.
@@ -178,42 +337,51 @@ class Writer(ABC):
             if self._staging is not None:
                 self._staging.release()
             return
-        lacking = [key for key in self._times if key not in self._done]
+        lacking = [slot for slot in self.spec.slots if slot not in self._done]
         if lacking:
-            listed = ", ".join(f"{init} +{lead // ONE_HOUR} h" for init, lead in lacking[:10])
+            listed = ", ".join(map(str, lacking[:10]))
             more = f" and {len(lacking) - 10} more" if len(lacking) > 10 else ""
             raise OutputError(f"{self.path} is not whole; missing {listed}{more}")
         self._seal()
         self._close()
         self._is_whole = True
-        assert self._staging is not None
-        self._staging.publish()
 
-    def abort(self) -> None:
+    def publish(self) -> None:
+        """Gives the sealed product its name; creator only, harmless on other ranks.
+
+        Raises:
+            OutputError: The name has been taken, or the disk does not allow it.
+        """
+        if self.is_creator:
+            assert self._staging is not None
+            self._staging.publish()
+
+    def abort(self, *, keep: bool = False) -> None:
         """Closes and removes `NAME.partial`; what has the final name stays.
 
         A product that is whole and only failed to get its name is kept as `NAME.partial`.
         Harmless when repeated and after `finish`.
+
+        Args:
+            keep: Whether `NAME.partial` stays, for a run that goes on with it.
         """
         with suppress(OutputError):
             self._close()
         if self._staging is not None:
-            if self._is_whole:
+            if self._is_whole or keep:
                 self._staging.release()
             else:
                 self._staging.discard()
 
-    def _check(self, states: State) -> None:
+    def _check(self, states: State, slot: Slot) -> None:
         expected = (len(states.fields), self.spec.grid.num_lat, self.spec.grid.num_lon)
         if states.grid != self.spec.grid or tuple(states.data.shape) != expected:
             raise ValueError(
                 f"writer of {self.spec.grid.name} maps got {states.grid.name} with shape "
                 f"{tuple(states.data.shape)}"
             )
-        if not self.holds(states.init_time, states.lead_time):
-            raise ValueError(
-                f"{states.init_time} +{states.lead_hours} h is not part of {self.path}"
-            )
+        if slot not in self.spec.slots:
+            raise ValueError(f"{slot} is not part of {self.path}")
         held = set(states.fields)
         parts = [unit for unit in self.units() if held & set(unit)]
         if {field for unit in parts for field in unit} != held:
@@ -224,27 +392,33 @@ class Writer(ABC):
         """Creates `NAME.partial` (creator) or opens it (other ranks, where they write)."""
 
     @abstractmethod
-    def _write(self, states: State, maps: Maps) -> None:
-        """Writes checked values, shape [F, Y, X]."""
+    def _encode(self, states: State, maps: Maps, slot: Slot) -> Payload:
+        """Writes checked values, shape [F, Y, X], or makes what `_append` writes of them."""
+
+    def _append(self, slot: Slot, payload: Payload) -> None:  # noqa: B027 - for some kinds
+        """Writes what `_encode` made."""
 
     @abstractmethod
     def _close(self) -> None:
         """Closes files; harmless when repeated; raises `OutputError` where that fails."""
 
-    def _record_done(self) -> None:  # noqa: B027 - optional, not abstract
-        """Makes what is done visible to readers of the partial product, where it can."""
+    def _mark(self, slot: Slot) -> Mark:
+        """Makes what is done durable as far as the kind can; returns what `recover` needs."""
+        return {}
 
     def _seal(self) -> None:  # noqa: B027 - optional, not abstract
         """Completes metadata before closing."""
 
 
-def _in_seconds(init_time: np.datetime64, lead_time: np.timedelta64) -> Times:
-    # equal times of different units have different hashes
-    return init_time.astype("datetime64[s]"), lead_time.astype("timedelta64[s]")
-
-
-def _all_times(
-    init_times: Sequence[np.datetime64], lead_times: Sequence[np.timedelta64]
-) -> dict[Times, None]:
-    """Every initial time with every lead time, in order."""
-    return dict.fromkeys(_in_seconds(init, lead) for init in init_times for lead in lead_times)
+def all_slots(
+    init_times: Sequence[np.datetime64],
+    lead_times: Sequence[np.timedelta64],
+    members: Sequence[int] = (),
+) -> dict[Slot, None]:
+    """Every initial time with every member and every lead time, in order."""
+    return dict.fromkeys(
+        Slot.of(init, lead, member)
+        for init in init_times
+        for member in (members or (None,))
+        for lead in lead_times
+    )

@@ -33,6 +33,9 @@ class RankReport:
     collectives_per_step: dict[str, dict[str, float]] = field(default_factory=dict)
     peak_buffer_bytes: int = 0  # most bytes held at once by collectives under way
     flops_per_step: int = 0
+    # main thread: exchange, wait (back-pressure), drain; output thread: encode, append, mark,
+    # restart
+    output_seconds: dict[str, float] = field(default_factory=dict)
 
 
 class RunMeter:

@@ -1,12 +1,14 @@
 """The rollout: a generator from a state to states; no I/O."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from jigsaw_forecast.checkpoint.load import LoadedModel, Normalisation
 from jigsaw_forecast.data.forcings import ForcingMaps
+from jigsaw_forecast.forecast.exchange import held_fields
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.state import State
 
@@ -19,11 +21,46 @@ def make_forcings(loaded: LoadedModel) -> ForcingMaps:
     )
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Snapshot:
+    """What a rollout goes on from, to the last bit: this rank's piece of the model's own state.
+
+    Attributes:
+        normalised: Prognostic fields as the model feeds them back, float32, [1, F_j, Y_i, X].
+        init_time: Start of the forecast, UTC.
+        lead_time: Time since the start.
+    """
+
+    normalised: torch.Tensor
+    init_time: np.datetime64
+    lead_time: np.timedelta64
+
+
+def first_snapshot(loaded: LoadedModel, initial: State) -> Snapshot:
+    """The initial state as the model takes it; its diagnostics are not read.
+
+    Args:
+        loaded: The model on this rank.
+        initial: This rank's piece of the initial state.
+    """
+    norm = loaded.normalisation
+    normalised = (initial.data[: norm.mean.shape[0]] - norm.mean) / norm.std
+    return Snapshot(normalised[None], initial.init_time, initial.lead_time)
+
+
 def rollout(
     loaded: LoadedModel, forcings: ForcingMaps, initial: State, num_steps: int
 ) -> Iterator[State]:
-    """Yields the states of `num_steps` model steps, each this rank's piece.
+    """Yields the states of `num_steps` model steps, each this rank's piece; see `go_on`."""
+    for _, state in go_on(loaded, forcings, first_snapshot(loaded, initial), num_steps):
+        yield state
+
+
+@torch.inference_mode()
+def go_on(
+    loaded: LoadedModel, forcings: ForcingMaps, start: Snapshot, num_steps: int
+) -> Iterator[tuple[Snapshot, State]]:
+    """Yields snapshot and state of `num_steps` model steps, each this rank's piece.
 
     The normalised state is fed back in float32 whatever the products' dtype; precipitation, which
     a linear head can make negative, is cut off at zero where it leaves the model.
@@ -31,23 +68,25 @@ def rollout(
     Args:
         loaded: The model on this rank.
         forcings: Of this rank's rows.
-        initial: This rank's piece of the initial state; its diagnostics are not read.
+        start: This rank's piece of where to go on from.
         num_steps: Rollout steps.
 
     Communication:
         That of the model's forward, each step.
     """
-    norm = loaded.normalisation
-    step = np.timedelta64(loaded.manifest.architecture.step_hours, "h").astype("timedelta64[s]")
-    group = loaded.model.pieces.forcings
-    num_prognostic = norm.mean.shape[0]
-    state = ((initial.data[:num_prognostic] - norm.mean) / norm.std)[None]
-    for index in range(num_steps):
-        lead_time = initial.lead_time + index * step
-        maps = forcings.at(initial.init_time + lead_time)[group]
-        forcing = torch.from_numpy(maps)[None].to(state.device)
-        state, physical = advance(loaded.model, norm, state, forcing)
-        yield initial.at(physical, lead_time + step)
+    config, pieces = loaded.manifest.architecture, loaded.model.pieces
+    step = np.timedelta64(config.step_hours, "h").astype("timedelta64[s]")
+    fields = held_fields(config, pieces)
+    normalised, lead_time = start.normalised, start.lead_time.astype("timedelta64[s]")
+    for _ in range(num_steps):
+        maps = forcings.at(start.init_time + lead_time)[pieces.forcings]
+        forcing = torch.from_numpy(maps)[None].to(normalised.device)
+        normalised, physical = advance(loaded.model, loaded.normalisation, normalised, forcing)
+        lead_time = lead_time + step
+        state = State(
+            physical, fields, config.grid_object, start.init_time, lead_time, pieces.rows.start
+        )
+        yield Snapshot(normalised, start.init_time, lead_time), state
 
 
 def advance(

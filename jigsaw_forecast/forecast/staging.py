@@ -133,13 +133,23 @@ class ProductLock:
 class Staging:
     """One rank's share in the way of a product from `NAME.partial` to `NAME`, under a lock."""
 
-    def __init__(self, path: Path, *, overwrite: bool, joins: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        overwrite: bool,
+        joins: bool = False,
+        lock: ProductLock | None = None,
+        keeps_partial: bool = False,
+    ) -> None:
         """Takes the lock and clears what an earlier, dead run left under `NAME.partial`.
 
         Args:
             path: Final name.
             overwrite: Whether a product that exists is replaced.
             joins: Whether another rank makes the product and this one only writes into it.
+            lock: On the product, where it is held already.
+            keeps_partial: Whether this run goes on with what the earlier one left.
 
         Raises:
             OutputError: The name is taken, another run writes it, or the folder is not writable.
@@ -150,10 +160,10 @@ class Staging:
         self.joins = joins
         self._old = path.with_name(f".{path.name}.old")
         with reported(path):
-            self._lock = ProductLock(path, joins=joins)
+            self._lock = lock or ProductLock(path, joins=joins)
             try:
                 if not joins:
-                    self._clear()
+                    self._clear(keeps_partial=keeps_partial)
             except BaseException:
                 self.release()
                 raise
@@ -182,20 +192,21 @@ class Staging:
         if not self._lock.is_held:
             return
         if not self.joins:
-            _remove_if_possible(self.partial)
+            remove_if_possible(self.partial)
         if self._lock.is_last():
-            _remove_if_possible(self.partial)
+            remove_if_possible(self.partial)
         self.release()
 
     def release(self) -> None:
         """Gives the lock up; harmless when repeated."""
         self._lock.release()
 
-    def _clear(self) -> None:
+    def _clear(self, *, keeps_partial: bool) -> None:
         if os.path.lexists(self._old) and not os.path.lexists(self.path):
             os.rename(self._old, self.path)  # a run died between the two renames of publish
         self._refuse()
-        _remove(self.partial)
+        if not keeps_partial:
+            remove(self.partial)
 
     def _refuse(self) -> None:
         reason = refusal(self.path, overwrite=self.overwrite)
@@ -204,14 +215,14 @@ class Staging:
 
     def _rename(self) -> None:
         if self.partial.is_dir() and os.path.lexists(self.path):
-            _remove(self._old)
+            remove(self._old)
             os.rename(self.path, self._old)
             try:
                 os.rename(self.partial, self.path)
             except OSError:
                 os.rename(self._old, self.path)
                 raise
-            _remove(self._old)
+            remove(self._old)
         else:
             os.replace(self.partial, self.path)
 
@@ -227,13 +238,15 @@ def _flock(fd: int, kind: int) -> bool:
     return True
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file or a folder, as far as it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _remove_if_possible(path: Path) -> None:
+def remove_if_possible(path: Path) -> None:
+    """Removes a file or a folder where the file system lets it."""
     with suppress(OSError):
-        _remove(path)
+        remove(path)

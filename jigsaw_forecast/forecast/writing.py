@@ -1,113 +1,309 @@
-"""The products of a run while it goes on: opened, written by all ranks, named when whole."""
+"""The products of a run while it goes on, as the output thread of each rank sees them."""
 
 import logging
-from collections.abc import Sequence
-from functools import partial
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any
 
-from jigsaw_forecast.forecast.exchange import assign_units, bands_to_maps
-from jigsaw_forecast.forecast.output import OutputSpec, Product, Writer, open_writer
-from jigsaw_forecast.model.config import ModelConfig
-from jigsaw_forecast.parallel.collectives import together
+import numpy as np
+import numpy.typing as npt
+
+from jigsaw_forecast.fields import Field
+from jigsaw_forecast.forecast.exchange import assign_units
+from jigsaw_forecast.forecast.output import open_writer, writer_kind
+from jigsaw_forecast.forecast.product import Mark, OutputSpec, Payload, Product, Slot, Writer
+from jigsaw_forecast.forecast.record import (
+    append_progress,
+    done_line,
+    remove_progress,
+    write_record,
+)
+from jigsaw_forecast.forecast.restart import RestartFolder
+from jigsaw_forecast.forecast.resume import Standing, forget_product
+from jigsaw_forecast.forecast.staging import ProductLock
 from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.side_channel import SideChannel
 from jigsaw_forecast.state import State
 
 _log = logging.getLogger(__name__)
 
+Owners = tuple[tuple[Field, int], ...]  # the rank of the model group that encodes each field
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one step leaves to the output thread of a rank.
+
+    Attributes:
+        slots: Of every model group, None where it is idle; the same on all ranks.
+        maps: This rank's whole maps, by who encodes what; none where its group is idle.
+        restart: Where this rank's piece of the model's state is saved, None where it is not.
+        rollout_step: The step.
+        normalised: The piece, None where it is not saved.
+    """
+
+    slots: tuple[Slot | None, ...]
+    maps: Mapping[Owners, State]
+    rollout_step: int
+    restart: RestartFolder | None = None
+    normalised: npt.NDArray[np.float32] | None = None
+
+
+@dataclass
+class OutputSeconds:
+    """Where the time of an output thread goes."""
+
+    encode: float = 0.0  # the rank's own fields; written too, in zarr stores
+    append: float = 0.0  # collecting and writing files of one writer
+    mark: float = 0.0  # agreeing that a lead time is done, and saying so
+    restart: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunProducts:
+    """The products of a run as all ranks know them before it starts.
+
+    Attributes:
+        products: With the times that each holds.
+        spec: What they hold, for all times.
+        standings: How far each is.
+        creators: The rank that makes each.
+        locks: This rank's, on those that it makes.
+        overwrite: Whether products that exist are replaced when theirs are whole.
+    """
+
+    products: tuple[Product, ...]
+    spec: OutputSpec
+    standings: Mapping[Path, Standing]
+    creators: Mapping[Path, int]
+    locks: dict[Path, ProductLock] = field(default_factory=dict)
+    overwrite: bool = False
+
+    def lacks(self, product: Product, slot: Slot | None) -> bool:
+        """Whether this run has to write a lead time into a product."""
+        standing = self.standings[product.path]
+        is_there = standing.is_whole or slot in standing.marks
+        return slot is not None and slot in product.slots and not is_there
+
+    def give_back(self) -> None:
+        """Gives this rank's locks up, and removes what was made for products that hold nothing."""
+        for path, lock in self.locks.items():
+            if not self.standings[path].marks:
+                forget_product(path)
+            lock.release()
+        self.locks.clear()
+
+    def owners(self, product: Product, group_size: int) -> Owners:
+        """The rank of a model group that encodes each field of a product."""
+        units = writer_kind(product.path).units_of(self.spec.narrowed(product))
+        return tuple(assign_units(units, group_size).items())
+
 
 class Products:
-    """The products of a run: each is opened at its first time and named when it is whole."""
+    """Opens each product at its first time, writes it with all ranks, names it when it is whole."""
 
     def __init__(
-        self, mesh: Mesh, products: Sequence[Product], spec: OutputSpec, *, overwrite: bool
+        self,
+        mesh: Mesh,
+        run: RunProducts,
+        channel: SideChannel,
+        record: Callable[[Product], dict[str, Any]],
     ) -> None:
         """Opens nothing yet.
 
         Args:
-            mesh: This rank's mesh.
-            products: With the times that each holds.
-            spec: What they hold, for all times.
-            overwrite: Whether products that exist are replaced when theirs are whole.
+            mesh: This rank's mesh; its collectives are not used.
+            run: The products.
+            channel: Between the output threads.
+            record: Makes the record of a product that is whole.
         """
-        self._mesh = mesh
-        self._products = products
-        self._spec = spec
-        self._overwrite = overwrite
-        self._open: dict[Path, Writer] = {}
-        self._finished: set[Path] = set()
+        self.run = run
         self.num_bytes_written = 0
+        self.seconds = OutputSeconds()
+        self.waiting = tuple(p for p in run.products if not run.standings[p.path].is_whole)
+        self._mesh = mesh
+        self._channel = channel
+        self._record = record
+        self._done = {
+            product.path: set(run.standings[product.path].marks) for product in self.waiting
+        }
+        self._open: dict[Path, Writer] = {}
 
-    def __enter__(self) -> Self:
-        """The products, to be written within."""
-        return self
+    def write(self, job: Job) -> None:
+        """Writes a lead time of every model group, marks it as done, names what is whole.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
-    ) -> None:
-        """Aborts what is not whole; nothing of it stays."""
-        for writer in self._open.values():
-            writer.abort()
-
-    def write(self, config: ModelConfig, state: State) -> None:
-        """Turns bands into whole maps, lets each rank write its own, and marks the time as done.
+        Raises:
+            StoppedError: Some rank could not write; on every rank.
 
         Communication:
-            For each product that holds the time, one all-to-all over the model group; the ranks
-            agree after opening, writing and marking.
+            Over the side channel: for each file of one writer, one collection; two agreements; more
+            where products are opened and finished.
         """
-        for product in self._products:
-            if not product.holds(state.init_time, state.lead_time):
+        own = job.slots[self._mesh.data.index]
+        active = [
+            (product, [slot for slot in job.slots if slot and self.run.lacks(product, slot)])
+            for product in self.waiting
+        ]
+        active = [(product, slots) for product, slots in active if slots]
+        self._open_writers([product for product, _ in active])
+        failures: list[Exception] = []
+        for product, slots in active:
+            self._write_product(product, slots, own, job, failures)
+        with _timed(self.seconds, "restart"):
+            if job.restart is not None and job.normalised is not None:
+                _attempt(failures, lambda: self._save_restart(job))
+        with _timed(self.seconds, "mark"):
+            self._channel.together(lambda: _raise_first(failures))
+            self._channel.together(lambda: self._mark(active))
+            for product, slots in active:
+                self._done[product.path].update(slots)
+            if job.restart is not None and self._mesh.model.index == 0:
+                job.restart.forget_older(job.rollout_step)
+            for product, _ in active:
+                if len(self._done[product.path]) == len(product.slots):
+                    self._finish(product)
+
+    def num_done(self) -> dict[Path, int]:
+        """Lead times that are done, by product that has no name yet."""
+        return {path: len(done) for path, done in self._done.items()}
+
+    def finish_rest(self) -> None:
+        """Names products that are whole but were not named, as a run that was killed leaves them.
+
+        Communication:
+            As `write`.
+        """
+        for product in self.waiting:
+            is_whole = len(self._done[product.path]) == len(product.slots)
+            if is_whole and product.path in self._done:
+                self._open_writers([product])
+                self._finish(product)
+
+    def close(self) -> None:
+        """Gives up what is not whole; a product of which lead times are done stays as `.partial`.
+
+        On each rank for itself, when its output thread has ended.
+        """
+        for product in self.waiting:
+            is_kept = bool(self._done[product.path])
+            writer = self._open.pop(product.path, None)
+            if writer is not None:
+                writer.abort(keep=is_kept)
+            if is_kept and (lock := self.run.locks.pop(product.path, None)) is not None:
+                lock.release()
+
+    def _open_writers(self, products: Sequence[Product]) -> None:
+        """Opens what is not open yet, on the rank that makes it first."""
+        fresh = [product for product in products if product.path not in self._open]
+        if fresh:
+            self._channel.together(lambda: self._open_as(fresh, is_creator=True))
+            self._channel.together(lambda: self._open_as(fresh, is_creator=False))
+
+    def _open_as(self, products: Sequence[Product], *, is_creator: bool) -> None:
+        for product in products:
+            path = product.path
+            if (self.run.creators[path] == self._mesh.rank) != is_creator:
                 continue
-            writer = self._writer(product)
-            owners = assign_units(writer.units(), self._mesh.model.size)
-            maps = bands_to_maps(config, self._mesh, state, owners)
-            together(self._mesh, partial(self._write_own, writer, maps))
-            together(self._mesh, partial(self._mark_done, writer, state))
-            if self._is_whole(product, state):
-                self._finish(product, writer)
+            marks = self.run.standings[path].marks
+            self._open[path] = open_writer(
+                path,
+                self.run.spec.narrowed(product),
+                overwrite=self.run.overwrite,
+                is_creator=is_creator,
+                lock=self.run.locks.get(path),
+                finished=marks or None,
+            )
 
-    def _writer(self, product: Product) -> Writer:
-        """The product's writer, opened on rank 0 first."""
-        if product.path not in self._open:
-            is_creator = self._mesh.rank == 0
-            opening = partial(self._open_on, product, is_creator)
-            together(self._mesh, opening if is_creator else _nothing)
-            together(self._mesh, _nothing if is_creator else opening)
-        return self._open[product.path]
+    def _write_product(
+        self,
+        product: Product,
+        slots: Sequence[Slot],
+        own: Slot | None,
+        job: Job,
+        failures: list[Exception],
+    ) -> None:
+        writer = self._open[product.path]
+        payload: Payload = []
+        with _timed(self.seconds, "encode"):
+            if own in slots:
+                owners = self.run.owners(product, self._mesh.model.size)
+                maps = job.maps[owners]
+                if maps.fields:
+                    member = own.member if own is not None else None
+                    made = _attempt(failures, lambda: writer.encode(maps, member))
+                    payload = made or []
+        if writer.is_open_on_all_ranks:
+            return
+        with _timed(self.seconds, "append"):
+            for slot in slots:
+                pieces = payload if slot == own else []
+                whole = self._channel.collect(pieces, self.run.creators[product.path])
+                _attempt(failures, lambda slot=slot, whole=whole: writer.append(slot, whole))  # type: ignore[misc]
 
-    def _open_on(self, product: Product, is_creator: bool) -> None:
-        self._open[product.path] = open_writer(
-            product.path,
-            self._spec.narrowed(product),
-            overwrite=self._overwrite,
-            is_creator=is_creator,
-        )
+    def _save_restart(self, job: Job) -> None:
+        assert job.restart is not None
+        assert job.normalised is not None
+        job.restart.save(job.rollout_step, self._mesh.model.index, job.normalised)
 
-    def _write_own(self, writer: Writer, maps: State) -> None:
-        if maps.fields:
-            writer.write(maps)
+    def _mark(self, active: Sequence[tuple[Product, Sequence[Slot]]]) -> None:
+        for product, slots in active:
+            writer = self._open[product.path]
+            if not writer.is_creator:
+                continue
+            for slot in slots:
+                mark: Mark = writer.mark_done(*slot)
+                append_progress(product.path, done_line(slot, mark))
 
-    def _mark_done(self, writer: Writer, state: State) -> None:
-        if writer.is_creator:
-            writer.mark_done(state.init_time, state.lead_time)
-
-    def _is_whole(self, product: Product, state: State) -> bool:
-        # times come in order, so every rank knows the last one without asking
-        return (state.init_time, state.lead_time) == (
-            product.init_times[-1],
-            product.lead_times[-1],
-        )
-
-    def _finish(self, product: Product, writer: Writer) -> None:
-        """Closes the product on all ranks, then gives it its name on the rank that made it."""
-        is_creator = writer.is_creator
-        together(self._mesh, _nothing if is_creator else writer.finish)
-        together(self._mesh, writer.finish if is_creator else _nothing)
+    def _finish(self, product: Product) -> None:
+        """Closes a product on all ranks, then gives it its name on the rank that made it."""
+        path = product.path
+        writer = self._open[path]
+        self._channel.together(lambda: None if writer.is_creator else writer.seal())
+        self._channel.together(lambda: self._publish(product, writer))
         self.num_bytes_written += writer.bytes_written
-        del self._open[product.path]
-        _log.info("wrote %s", product.path)
+        del self._open[path]
+        del self._done[path]
+        self.waiting = tuple(other for other in self.waiting if other is not product)
+        self.run.locks.pop(path, None)
+        if self._mesh.rank == 0:
+            _log.info("wrote %s", path)
+
+    def _publish(self, product: Product, writer: Writer) -> None:
+        if writer.is_creator:
+            writer.seal()
+            write_record(product.path, self._record(product))
+            writer.publish()
+            remove_progress(product.path)
 
 
-def _nothing() -> None:
-    """What a rank does while another one acts."""
+class _timed:
+    """Adds the time spent inside to one of the seconds."""
+
+    def __init__(self, seconds: OutputSeconds, name: str) -> None:
+        self._seconds = seconds
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        before = getattr(self._seconds, self._name)
+        setattr(self._seconds, self._name, before + time.perf_counter() - self._began)
+
+
+def _attempt(failures: list[Exception], action: Callable[[], Any]) -> Any:
+    """Does something, unless something has failed before; what fails is raised when all agree."""
+    if failures:
+        return None
+    try:
+        return action()
+    except Exception as error:  # noqa: BLE001  raised by `_raise_first`
+        failures.append(error)
+    return None
+
+
+def _raise_first(failures: Sequence[Exception]) -> None:
+    if failures:
+        raise failures[0]

@@ -1,6 +1,5 @@
 """Claims about forecast stores, read back by xarray and by plain zarr."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -121,17 +120,6 @@ def test_level_that_was_not_asked_for_is_nan(tmp_path: Path) -> None:
     assert bool(store["geopotential"].sel(level=850).isnull().all())
 
 
-def test_unfinished_lead_times_are_recognisable_while_writing(tmp_path: Path) -> None:
-    spec = make_spec()
-    writer = open_writer(tmp_path / "f.zarr", spec, overwrite=False)
-    writer.write(make_state(spec, 0))
-    writer.mark_done(INIT, hours(0)[0])
-    writer.write(make_state(spec, 6))  # not marked: other ranks may still be writing
-    record = json.loads((tmp_path / "f.zarr.partial/progress.json").read_text())
-    assert record == {"finished": [["2026-06-24T00:00:00", 0]]}
-    writer.abort()
-
-
 def test_finished_lead_times_are_in_the_final_store(tmp_path: Path) -> None:
     write_all(tmp_path / "f.zarr", make_spec())
     record = xr.open_zarr(tmp_path / "f.zarr").attrs["finished_lead_times"]
@@ -167,7 +155,7 @@ def test_rank_that_aborts_leaves_the_others_alone(tmp_path: Path) -> None:
     creator = open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False)
     other = open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False, is_creator=False)
     other.abort()
-    assert (tmp_path / "f.zarr.partial/progress.json").exists()
+    assert (tmp_path / "f.zarr.partial/zarr.json").exists()
     with pytest.raises(OutputError, match="written by another run"):
         open_writer(tmp_path / "f.zarr", make_spec(), overwrite=False)
     creator.abort()
