@@ -95,6 +95,20 @@ class CheckpointWriter:
         Raises:
             CheckpointError: The disk refuses it.
         """
+        manifest = self.seal(**description)
+        with self._writing():
+            self.partial.rename(self.folder)
+        return manifest
+
+    def seal(self, **description: Any) -> Manifest:
+        """Writes what is left and `model.json`; the folder keeps its partial name.
+
+        Args:
+            description: As `finish` takes it.
+
+        Raises:
+            CheckpointError: The disk refuses it.
+        """
         self._flush()
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -105,7 +119,6 @@ class CheckpointWriter:
         )
         with self._writing():
             write_manifest(self.partial, manifest)
-            self.partial.rename(self.folder)
         return manifest
 
     def abandon(self) -> None:

@@ -12,7 +12,20 @@ from types import FrameType
 
 import typer
 
-from jigsaw_forecast.cli import bench, checkpoint, data, inspect, plan, plot, run, selfcheck, train
+from jigsaw_forecast.cli import (
+    bench,
+    check,
+    checkpoint,
+    climatology,
+    data,
+    inspect,
+    plan,
+    plot,
+    run,
+    score,
+    selfcheck,
+    train,
+)
 from jigsaw_forecast.cli.options import CommonOptions, common_options, with_common_options
 from jigsaw_forecast.errors import ForecastError, StoppedError
 from jigsaw_forecast.parallel import launch
@@ -32,16 +45,22 @@ def build_app() -> typer.Typer:
     app = _group("Runs and trains WeatherMixer, a global weather model cut over a group of ranks.")
     _add(app, "run", run.run)
     _add(app, "train", train.train)
+    _add(app, "check", check.check)
     _add(app, "plan", plan.plan)
     _add(app, "bench", bench.bench)
     _add(app, "inspect", inspect.inspect)
     _add(app, "plot", plot.plot)
+    _add(app, "score", score.score)
     _add(app, "selfcheck", selfcheck.selfcheck)
     data_group = _group("Makes and prepares data.")
     _add(data_group, "nature-run", data.nature_run)
+    _add(data_group, "convert", data.convert)
+    _add(data_group, "statistics", data.statistics)
+    _add(data_group, "climatology", climatology.climatology)
     app.add_typer(data_group, name="data")
     checkpoint_group = _group("Makes and checks checkpoints.")
     _add(checkpoint_group, "new", checkpoint.new)
+    _add(checkpoint_group, "export", checkpoint.export)
     _add(checkpoint_group, "verify", checkpoint.verify)
     app.add_typer(checkpoint_group, name="checkpoint")
     return app

@@ -1,7 +1,7 @@
 """Command line values turned into what the library takes."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -28,12 +28,16 @@ def collected(problems: list[str]) -> Iterator[None]:
         problems.append(str(error))
 
 
-def parse_init_times(text: str) -> tuple[np.datetime64, ...]:
+def parse_init_times(
+    text: str, latest: Callable[[], np.datetime64] | None = None
+) -> tuple[np.datetime64, ...]:
     """Initial times of a comma list whose parts are times or `START/END/STEP`, in that order.
 
     Args:
         text: `2026-06-24T00`, `2026-06-24T00:00Z`, `2026062400`, `20260624`, several joined with
-            commas, or `2026-06-01/2026-06-30/12h` with both ends included.
+            commas, or `2026-06-01/2026-06-30/12h` with both ends included; `latest` where the
+            input can tell.
+        latest: Finds the newest initial time; None where the input is a file.
 
     Raises:
         ForecastError: Parts are no times, a range is empty or a time is given twice; all that is
@@ -42,6 +46,9 @@ def parse_init_times(text: str) -> tuple[np.datetime64, ...]:
     times: list[np.datetime64] = []
     wrong = []
     for part in (part.strip() for part in text.split(",")):
+        if part == "latest" and latest is not None:
+            times.append(latest())
+            continue
         if part == "latest":
             wrong.append(
                 "latest asks a remote source for its newest analysis, and the input is a file: "
@@ -58,6 +65,26 @@ def parse_init_times(text: str) -> tuple[np.datetime64, ...]:
     if wrong:
         raise ForecastError(f"--init {text}: {'; '.join(wrong)}")
     return tuple(times)
+
+
+def fixed_init(argv: Sequence[str], init_times: Sequence[np.datetime64]) -> list[str]:
+    """A command line whose `--init latest` is replaced by the times that it was resolved to.
+
+    Ranks that are launched with it need not ask again, and cannot get another answer.
+
+    Args:
+        argv: Arguments, the program's name left out.
+        init_times: What `--init` was resolved to.
+    """
+    times = ",".join(str(time) for time in init_times)
+    fixed = list(argv)
+    for index, argument in enumerate(fixed):
+        option, separator, value = argument.partition("=")
+        if option == "--init" and separator and "latest" in value:
+            fixed[index] = f"--init={times}"
+        elif argument == "--init" and "latest" in "".join(fixed[index + 1 : index + 2]):
+            fixed[index + 1] = times
+    return fixed
 
 
 def parse_time(text: str) -> np.datetime64:

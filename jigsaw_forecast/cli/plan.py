@@ -2,20 +2,33 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jigsaw_forecast.cli.plan_report import GB, assumptions, best_line, compare, table
 from jigsaw_forecast.cli.run import Precision, Weights
 from jigsaw_forecast.errors import CheckpointError, ForecastError
 
 if TYPE_CHECKING:
     from jigsaw_forecast.model.config import ModelConfig
     from jigsaw_forecast.plan.devices import DeviceKind
+    from jigsaw_forecast.plan.meshes import Workload
 
-GB = 1e9
+TFLOP = 1e12
+US = 1e-6
+_OPTIONS = {
+    "matrix_flops_per_second": "--matrix-rate",
+    "memory_bytes": "--memory",
+    "memory_bytes_per_second": "--memory-rate",
+    "link_bytes_per_second": "--link-rate",
+    "node_link_bytes_per_second": "--node-link-rate",
+    "latency_s": "--latency",
+    "ranks_per_node": "--ranks-per-node",
+}
 
 
 def plan(
@@ -41,6 +54,10 @@ def plan(
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Samples of a model group in training.")
     ] = 1,
+    global_batch_size: Annotated[
+        int | None,
+        typer.Option("--global-batch-size", min=1, help="Samples of all groups, shared by them."),
+    ] = None,
     num_chunks: Annotated[
         int | None, typer.Option("--chunks", min=1, help="Chunks that activations travel in.")
     ] = None,
@@ -60,60 +77,83 @@ def plan(
     node_link_rate: Annotated[
         float | None, typer.Option("--node-link-rate", help="GB/s received from other nodes.")
     ] = None,
+    latency: Annotated[
+        float | None, typer.Option("--latency", help="Microseconds of one collective.")
+    ] = None,
     ranks_per_node: Annotated[
         int | None, typer.Option("--ranks-per-node", min=1, help="Ranks that share a node.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
-    """Lists every mesh with what it needs and takes, best first; starts nothing.
+    """Lists every mesh with what it needs and takes, best first; starts nothing that lasts.
 
     The model's own code runs on meta tensors, so memory and traffic are those of a run; seconds
-    follow from the rates that are printed.
+    follow from the rates that are printed. On a CPU ranks are started for seconds to measure them.
+    A plan of training also sets the best mesh beside whole models on the data axis alone.
 
     \b
     Examples:
       jigsaw-forecast plan wm-3.2b --ranks 8 --device-kind h200
-      jigsaw-forecast plan wm-3.2b --ranks 256 --device-kind a100 --training --json
+      jigsaw-forecast plan wm-3.2b --ranks 256 --device-kind a100 --training
     """
     # torch takes seconds to import and --help must not wait
-    from jigsaw_forecast.forecast.rollout import one_step
-    from jigsaw_forecast.plan.meshes import Workload, plan_meshes
-    from jigsaw_forecast.train.bench import training_step
+    from jigsaw_forecast.plan.meshes import describe_meshes, plan_meshes
 
-    config = _find_config(target)
-    is_cpu = device_kind == "cpu"
-    dtype = (precision or (Precision.FLOAT32 if is_cpu else Precision.BFLOAT16)).value
+    if precision is None:
+        precision = Precision.FLOAT32 if device_kind == "cpu" else Precision.BFLOAT16
+    workload = _make_workload(target, precision.value, weights, is_training=training)
+    workload = dataclasses.replace(
+        workload,
+        batch_size=batch_size if training else 1,
+        global_batch_size=global_batch_size if training else None,
+        adjust=_adjust(num_chunks, recompute_hidden=recompute_hidden),
+    )
     given = {
-        "matrix_flops_per_second": matrix_rate and {dtype: matrix_rate * 1e12},
-        "memory_bytes": memory and memory * GB,
-        "memory_bytes_per_second": memory_rate and memory_rate * GB,
-        "link_bytes_per_second": link_rate and link_rate * GB,
-        "node_link_bytes_per_second": node_link_rate and node_link_rate * GB,
+        "matrix_flops_per_second": _scale(matrix_rate, TFLOP),
+        "memory_bytes": _scale(memory, GB),
+        "memory_bytes_per_second": _scale(memory_rate, GB),
+        "link_bytes_per_second": _scale(link_rate, GB),
+        "node_link_bytes_per_second": _scale(node_link_rate, GB),
+        "latency_s": _scale(latency, US),
         "ranks_per_node": ranks_per_node,
     }
-    device = _find_device(device_kind, dtype, ranks, given)
+    device = _find_device(device_kind, precision.value, ranks, given)
+    rows = plan_meshes(workload, ranks, device)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    typer.echo(f"{target}, {workload.mode}, {workload.dtype}, {ranks} ranks; assumptions:")
+    lines = [*assumptions(device, workload), *table(rows), best_line(rows)]
+    if training and ranks > 1:
+        lines += compare(workload, ranks, partial(describe_meshes, device=device))
+    typer.echo("\n".join(lines))
+
+
+def _scale(value: float | None, unit: float) -> float | None:
+    return None if value is None else value * unit
+
+
+def _make_workload(target: str, dtype: str, weights: Weights, *, is_training: bool) -> "Workload":
+    """What is planned, of one sample a model group."""
+    from jigsaw_forecast.forecast.rollout import one_step
+    from jigsaw_forecast.plan.meshes import Workload
+    from jigsaw_forecast.train.bench import training_step, training_tensors
+
+    config = _find_config(target)
+    if is_training:
+        return Workload(config, "training", dtype, True, training_step, training_tensors)
+    is_streamed = weights is Weights.STREAMED
+    return Workload(config, "inference", dtype, is_streamed, lambda _: one_step)
+
+
+def _adjust(num_chunks: int | None, *, recompute_hidden: bool) -> Callable[[Any], None]:
+    """Sets up a model as the options say."""
 
     def adjust(model: Any) -> None:
         model.num_chunks = num_chunks
         model.recompute_hidden = recompute_hidden
 
-    workload = Workload(
-        config=config,
-        mode="training" if training else "inference",
-        dtype=dtype,
-        is_streamed=training or weights is Weights.STREAMED,
-        make_step=training_step if training else lambda _: one_step,
-        batch_size=batch_size if training else 1,
-        adjust=adjust,
-    )
-    rows = plan_meshes(workload, ranks, device)
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    typer.echo(f"{target}, {workload.mode}, {dtype}, {ranks} ranks")
-    typer.echo(_assumptions(device, dtype))
-    typer.echo("\n".join(_table(rows)))
-    typer.echo("\n".join(_with_and_without(rows)))
+    return adjust
 
 
 def _find_config(target: str) -> "ModelConfig":
@@ -130,103 +170,26 @@ def _find_config(target: str) -> "ModelConfig":
 
 
 def _find_device(name: str, dtype: str, num_ranks: int, given: dict[str, Any]) -> "DeviceKind":
-    """The device kind with the figures given on the command line."""
+    """The device kind with the figures given on the command line.
+
+    Raises:
+        ForecastError: No such kind; figures that are not positive, all of them named.
+    """
     from jigsaw_forecast.plan.devices import find_device_kind
-
-    overridden = {key: value for key, value in given.items() if value is not None}
-    if name != "cpu":
-        device = find_device_kind(name)
-    else:
-        link = overridden.get("link_bytes_per_second")
-        device = _measure_cpu(dtype, num_ranks, link)
-    if overridden:
-        source = f"{device.source}; given: {', '.join(overridden)}"
-        device = dataclasses.replace(device, **overridden, source=source)
-    return device
-
-
-def _measure_cpu(dtype: str, num_ranks: int, link: float | None) -> "DeviceKind":
-    """This machine's rates; the link is measured between two ranks where it is not given."""
     from jigsaw_forecast.plan.measure import measure_cpu
 
-    if link is None and num_ranks > 1:
-        command = [sys.executable, "-m", "jigsaw_forecast.cli.main", "selfcheck", "--json"]
-        command += ["--mesh", "domain=2", "--device", "cpu"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise ForecastError(
-                "the link between two ranks could not be measured; give --link-rate: "
-                f"{done.stderr.strip()}"
-            )
-        link = min(rank["link_bytes_per_second"] for rank in json.loads(done.stdout)["ranks"])
-    return measure_cpu(dtype, num_ranks, link or 0.0)
-
-
-def _assumptions(device: "DeviceKind", dtype: str) -> str:
-    return (
-        f"device {device.name}: {device.matrix_flops_per_second[dtype] / 1e12:.4g} TFLOP/s, "
-        f"{device.memory_bytes / GB:.4g} GB at {device.memory_bytes_per_second / GB:.4g} GB/s, "
-        f"links {device.link_bytes_per_second / GB:.4g} GB/s in a node of {device.ranks_per_node} "
-        f"and {device.node_link_bytes_per_second / GB:.4g} GB/s between nodes, "
-        f"{device.latency_s * 1e6:.0f} us a collective ({device.source})"
-    )
-
-
-_HEADINGS = (
-    "data", "domain", "tensor", "param", "grad", "moment", "activ", "buffer", "peak GB",
-    "in: data", "domain", "tensor GB", "s/step", "samples/s", "efficiency", "",
-)  # fmt: skip
-
-
-def _table(rows: list[dict[str, Any]]) -> list[str]:
-    """One aligned line for each mesh."""
-    cells = [list(_HEADINGS)]
-    for row in rows:
-        mesh = [str(row["mesh"][axis]) for axis in ("data", "domain", "tensor")]
-        if row["seconds_per_step"] is None:
-            cells.append([*mesh, *[""] * 12, f"does not fit: {row['reason']}"])
-            continue
-        held, received = row["per_rank"], row["bytes_received_per_step"]
-        names = ("parameter", "gradient", "moment", "activation", "buffer", "peak")
-        cells.append(
-            [
-                *mesh,
-                *(f"{held[f'{name}_bytes'] / GB:.3f}" for name in names),
-                *(f"{received[axis] / GB:.3f}" for axis in ("data", "domain", "tensor")),
-                f"{row['seconds_per_step']:.4g}",
-                f"{row['samples_per_second']:.4g}",
-                f"{row['efficiency']:.3f}",
-                "" if row["fits"] else f"does not fit: {row['reason']}",
-            ]
-        )
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS) - 1)]
-    return [
-        "  ".join(
-            [*(cell.rjust(w) for cell, w in zip(line, widths, strict=False)), line[-1]]
-        ).rstrip()
-        for line in cells
-    ]
-
-
-def _with_and_without(rows: list[dict[str, Any]]) -> list[str]:
-    """The best mesh against the best one that only repeats the whole model."""
-    lines = []
-    usable = [row for row in rows if row["fits"]]
-    if usable:
-        best = usable[0]
-        lines.append(f"best: {_mesh_text(best)}, efficiency {best['efficiency']:.3f}")
+    overridden = {key: value for key, value in given.items() if value is not None}
+    wrong = [_OPTIONS[key] for key, value in overridden.items() if not 0.0 < value < math.inf]
+    if wrong:
+        raise ForecastError(f"{', '.join(wrong)}: must be positive and finite")
+    if name == "cpu":
+        device = measure_cpu(dtype, num_ranks, overridden.get("link_bytes_per_second"))
     else:
-        lines.append("no mesh of so many ranks fits")
-    for row in rows:
-        is_plain = row["mesh"]["domain"] == row["mesh"]["tensor"] == 1
-        if is_plain and row["mesh"]["data"] > 1:
-            fits = "fits" if row["fits"] else "does not fit"
-            lines.append(
-                f"without Jigsaw (whole models on the data axis): {_mesh_text(row)}, "
-                f"efficiency {row['efficiency']:.3f}, {fits}"
-            )
-    return lines
-
-
-def _mesh_text(row: dict[str, Any]) -> str:
-    return ",".join(f"{axis}={degree}" for axis, degree in row["mesh"].items())
+        device = find_device_kind(name)
+    if overridden:
+        options = ", ".join(_OPTIONS[key] for key in overridden)
+        source = f"{device.source}; given: {options}"
+        if "matrix_flops_per_second" in overridden:
+            overridden["matrix_flops_per_second"] = {dtype: overridden["matrix_flops_per_second"]}
+        device = dataclasses.replace(device, **overridden, source=source)
+    return device

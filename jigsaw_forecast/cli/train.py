@@ -42,8 +42,15 @@ def train(
         typer.Option("--max-steps", min=1, help="Stop after so many steps of the recipe and save."),
     ] = None,
     device: Annotated[Device, typer.Option("--device", help="Where to compute.")] = Device.AUTO,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Trace a few train steps of every rank to DIR/profile."),
+    ] = False,
 ) -> int | None:
     """Trains a model with a recipe.
+
+    SIGTERM ends the train step in progress, saves, leaves the file DIR/REQUEUE and exits 3;
+    --resume goes on from the last checkpoint, on the same mesh or another.
 
     \b
     Example:
@@ -67,6 +74,7 @@ def train(
         resume=resume,
         max_steps=max_steps,
         device=device.value,
+        profile=profile,
     )
     return None
 

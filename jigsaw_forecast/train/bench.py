@@ -1,7 +1,7 @@
 """Steps of a model on made-up input, to be timed or traced: a forecast's and a training's."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,8 @@ from jigsaw_forecast.forecast.rollout import advance, blank_inputs, num_in
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.collectives import all_reduce_sum, barrier
 from jigsaw_forecast.train.loss import loss_weights, rollout_loss
+from jigsaw_forecast.train.optimizer import AveragedWeights
+from jigsaw_forecast.train.weighting import LossWeighting
 
 FRESH_STD = 0.02  # of a bench's weights: what they are does not change how long a step takes
 
@@ -41,18 +43,45 @@ def training_step(
     """Forward and backward of the loss; the optimizer's step is not in it."""
 
     def step(model: WeatherMixer) -> None:
-        config, pieces, device = model.config, model.pieces, model.mesh.device
-        area = num_in(pieces.rows), config.grid_object.num_lon
-        batch = Batch(
-            torch.zeros(batch_size, rollout_steps + 1, num_in(pieces.fields), *area),
-            torch.zeros(batch_size, rollout_steps, num_in(pieces.diagnostics), *area),
-            torch.zeros(batch_size, rollout_steps, num_in(pieces.forcings), *area),
-        )
-        weights = loss_weights(config, pieces, {}, 0.05, device)
-        loss = rollout_loss(model, batch.to(device), weights, recompute=recompute)
+        batch = blank_batch(model, batch_size, rollout_steps)
+        weights = loss_weights(model.config, model.pieces, LossWeighting(), model.mesh.device)
+        loss = rollout_loss(model, batch, weights, recompute=recompute)
         loss.backward()  # type: ignore[no-untyped-call]
 
     return step
+
+
+def blank_batch(model: WeatherMixer, batch_size: int, rollout_steps: int) -> Batch:
+    """Samples of zeros of this rank's shapes, float32, on the model's device."""
+    pieces, device = model.pieces, model.mesh.device
+    area = num_in(pieces.rows), model.config.grid_object.num_lon
+
+    def blank(num_times: int, maps: slice) -> torch.Tensor:
+        return torch.zeros(batch_size, num_times, num_in(maps), *area, device=device)
+
+    return Batch(
+        blank(rollout_steps + 1, pieces.fields),
+        blank(rollout_steps, pieces.diagnostics),
+        blank(rollout_steps, pieces.forcings),
+    )
+
+
+def training_tensors(model: WeatherMixer) -> dict[str, Sequence[torch.Tensor]]:
+    """What a training holds beside weights and gradients: AdamW's state and the averaged weights.
+
+    Takes one step of the optimizer with the gradients that are there.
+    """
+    optimizer = make_adamw(model)
+    optimizer.step()
+    states = [list(state.values()) for state in optimizer.state.values()]
+    average = AveragedWeights(model, decay=0.0)
+    return {"moment": [tensor for state in states for tensor in state], "average": average.values}
+
+
+def make_adamw(model: WeatherMixer) -> torch.optim.AdamW:
+    """AdamW with a rate of zero, in one kernel for all weights where torch has it."""
+    is_fused = model.mesh.device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(model.parameters(), lr=0.0, fused=is_fused)
 
 
 def fill(model: WeatherMixer) -> None:
@@ -76,14 +105,16 @@ def time_forecast(model: WeatherMixer, num_steps: int) -> Timing:
 
 
 def time_training(model: WeatherMixer, batch_size: int, num_steps: int) -> Timing:
-    """Times forward, backward and AdamW's step on all ranks of a mesh."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    """Times forward, backward, AdamW's step and the average of the weights on all ranks."""
+    optimizer = make_adamw(model)
+    average = AveragedWeights(model, decay=0.0)
     backward = training_step(batch_size)
 
     def step() -> None:
         backward(model)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        average.update(1)
 
     return _time(model, step, num_steps)
 

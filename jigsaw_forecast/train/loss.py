@@ -1,6 +1,5 @@
-"""The loss: area- and field-weighted mean square, in units of each field's own tendency."""
+"""The loss: mean square by area, field and level, in units of each field's own tendency."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ from jigsaw_forecast.data.statistics import row_weights
 from jigsaw_forecast.data.training_set import Batch
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.weather_mixer import Pieces, WeatherMixer
+from jigsaw_forecast.train.weighting import LossWeighting, field_weights
 
 Tensor = torch.Tensor
 
@@ -28,33 +28,21 @@ class LossWeights(NamedTuple):
 
 
 def loss_weights(
-    config: ModelConfig,
-    pieces: Pieces,
-    field_weights: Mapping[str, float],
-    diagnostic_weight: float,
-    device: torch.device,
+    config: ModelConfig, pieces: Pieces, weighting: LossWeighting, device: torch.device
 ) -> LossWeights:
-    """Weights of this rank's piece: field weight x cell area, summing to 1 over all fields.
+    """Weights of this rank's piece: field x level x cell area, summing to 1 over all fields.
 
     Args:
         config: The architecture.
         pieces: What this rank holds.
-        field_weights: Relative weight by short name or variable; the name goes first; default 1.
-        diagnostic_weight: What the diagnostics' mean counts for against the state's.
+        weighting: Of fields, levels and diagnostics.
         device: Where the loss is computed.
     """
-    by_field = np.array(
-        [
-            field_weights.get(field.short_name, field_weights.get(field.variable, 1.0))
-            for field in config.prognostic_fields
-        ]
-    )
-    by_field = by_field / by_field.sum()
     grid = config.grid_object
     area = row_weights(grid)[pieces.rows] / (grid.num_model_lat * grid.num_lon)
-    state = by_field[pieces.fields, None] * area
+    state = field_weights(config, weighting)[pieces.fields, None] * area
     num_local = len(config.diagnostics[pieces.diagnostics])
-    by_diagnostic = np.full(num_local, diagnostic_weight / max(len(config.diagnostics), 1))
+    by_diagnostic = np.full(num_local, weighting.diagnostics / max(len(config.diagnostics), 1))
     diagnostic = by_diagnostic[:, None] * area
     return LossWeights(
         *(

@@ -22,7 +22,9 @@ def make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
         {"params": matrices, "weight_decay": train.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=train.betas, fused=True)
+    # one kernel for all weights where torch has it: CPUs and NVIDIA's GPUs
+    has_fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    return torch.optim.AdamW(groups, lr=0.0, betas=train.betas, fused=has_fused)
 
 
 def phase_at(train: TrainSection, step: int) -> tuple[int, int]:
@@ -35,17 +37,18 @@ def phase_at(train: TrainSection, step: int) -> tuple[int, int]:
 
 
 def learning_rate(phase: Phase, warmup_steps: int, step: int) -> float:
-    """Linear warm-up to the peak, then a cosine that reaches 0 one step after the phase ends.
+    """Linear warm-up to the peak, then a cosine that ends one step after the phase does.
 
     Args:
-        phase: Peak and length.
+        phase: Peak, end and length.
         warmup_steps: Steps to the peak; the first has 1 / warmup_steps of it.
         step: Place in the phase, from 0.
     """
     if step < warmup_steps:
         return phase.learning_rate * (step + 1) / warmup_steps
     past = (step - warmup_steps) / max(phase.num_steps - warmup_steps, 1)
-    return phase.learning_rate * 0.5 * (1.0 + math.cos(math.pi * past))
+    end = phase.final_learning_rate
+    return end + (phase.learning_rate - end) * 0.5 * (1.0 + math.cos(math.pi * past))
 
 
 def local_gradient_square(parameters: Sequence[nn.Parameter]) -> torch.Tensor:

@@ -1,6 +1,7 @@
-"""What a training run leaves behind: metrics, checkpoints, and what it needs to go on."""
+"""The folder that a training run leaves behind: recipe, metrics, checkpoints."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -8,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from jigsaw_forecast.errors import CheckpointError, OutputError, RecipeError
-from jigsaw_forecast.parallel.collectives import together
-from jigsaw_forecast.parallel.mesh import Mesh
-from jigsaw_forecast.recipe import dump_recipe, load_recipe
-from jigsaw_forecast.train.optimizer import AveragedWeights, phase_at
+from jigsaw_forecast.checkpoint.training import (
+    TRAINING_FOLDER,
+    is_training_checkpoint,
+    read_training_manifest,
+    sync_folder,
+)
+from jigsaw_forecast.errors import CheckpointError, OutputError
+from jigsaw_forecast.recipe import dump_recipe
 from jigsaw_forecast.train.schema import TrainRecipe
 
-# a run may go on with another value of these
-CHANGEABLE = ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
+LATEST, BEST = "latest", "best"
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,21 @@ class TrainOutput:
     """The folder of a training run.
 
     Attributes:
-        folder: `recipe.toml`, `metrics.jsonl`, `statistics.safetensors`, `checkpoints/`,
-            `resume/`, and `REQUEUE` after a stop by signal.
+        folder: `recipe.toml`, `metrics.jsonl`, `statistics.safetensors`, `checkpoints/` with
+            `step-XXXXXXXX/` and links `latest` and `best`, and `REQUEUE` after a stop by signal.
     """
 
     folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as run."""
+        return self.folder / "recipe.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.folder / "metrics.jsonl"
 
     @property
     def statistics(self) -> Path:
@@ -43,17 +54,21 @@ class TrainOutput:
         """Marks a run that was stopped by a signal and wants to go on."""
         return self.folder / "REQUEUE"
 
-    def checkpoint(self, step: int) -> Path:
-        """The inference checkpoint after so many train steps."""
-        return self.folder / "checkpoints" / f"step-{step:08d}"
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of all checkpoints."""
+        return self.folder / "checkpoints"
 
-    def resume_folder(self, step: int) -> Path:
-        """What every rank needs to go on from so many train steps."""
-        return self.folder / "resume" / f"step-{step:08d}"
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after so many train steps."""
+        return self.checkpoints / f"step-{step:08d}"
 
     def last_step(self) -> int:
-        """The last train step from which the run can go on, 0 where there is none."""
-        return max((step for step in self._steps("resume")), default=0)
+        """The last train step from which the run can go on, 0 where there is none.
+
+        A step's folder has its name only since all of it is on disk.
+        """
+        return max(self._training_steps(), default=0)
 
     def check(self, *, resume: bool) -> None:
         """Refuses a folder with something in it unless the run goes on there.
@@ -68,169 +83,104 @@ class TrainOutput:
                 f"output {self.folder} exists already; go on with it by --resume, choose another "
                 "--output or delete it"
             )
-        if not (self.folder / "recipe.toml").is_file():
+        if not self.recipe.is_file():
             raise OutputError(f"output {self.folder} is no training run: missing recipe.toml")
+        if self._steps() and not self._training_steps():
+            raise OutputError(
+                f"output {self.folder} cannot go on: missing {TRAINING_FOLDER}/ in each of its "
+                "checkpoints; choose another --output"
+            )
 
     def start(self, recipe: TrainRecipe) -> None:
-        """Makes the folder and writes the recipe as run; on one rank.
+        """Makes the folder, writes the recipe as run, and clears what a crash left; on one rank.
 
         Raises:
             OutputError: It cannot be written.
-            RecipeError: The folder holds a run of another recipe; the keys are named.
         """
-        path = self.folder / "recipe.toml"
-        if path.is_file():
-            _check_same(recipe, load_recipe(path, TrainRecipe), path, self.last_step())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            dump_recipe(recipe, path)
+            partial = self.recipe.with_name(self.recipe.name + _PARTIAL)
+            dump_recipe(recipe, partial)
+            partial.rename(self.recipe)
             self.requeue.unlink(missing_ok=True)
+            for torn in self.checkpoints.glob(f"step-*{_PARTIAL}"):
+                shutil.rmtree(torn)
         except OSError as error:
             raise OutputError(f"output {self.folder} cannot be written: {error}") from error
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Adds one line to `metrics.jsonl`."""
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Adds one line to `metrics.jsonl`; what is no number becomes null, as JSON has it."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drops the metrics and checkpoints of steps after `step`; they will be made again."""
-        path = self.folder / "metrics.jsonl"
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if self.metrics.is_file():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             # a last line without its end was cut off by a crash
             whole = [line for line in lines if line.endswith("\n")]
             kept = [line for line in whole if json.loads(line)["train_step"] <= step]
             if kept != lines:
-                partial = path.with_name("metrics.jsonl.partial")
+                partial = self.metrics.with_name(self.metrics.name + _PARTIAL)
                 partial.write_text("".join(kept), encoding="utf-8")
-                partial.rename(path)
-        for later in (later for later in self._steps("checkpoints") if later > step):
+                partial.rename(self.metrics)
+        for later in (later for later in self._steps() if later > step):
             shutil.rmtree(self.checkpoint(later))
+        if step:
+            self.point_to(LATEST, step)
 
-    def forget_older(self, step: int, keep: int) -> None:
-        """Deletes all but the last `keep` checkpoints, and what older steps needed to go on."""
-        for old in sorted(self._steps("checkpoints"))[:-keep]:
-            shutil.rmtree(self.checkpoint(old))
-        for old in self._steps("resume"):
-            if old < step:
-                shutil.rmtree(self.resume_folder(old))
+    def publish(self, step: int, keep: int, *, keep_best: bool) -> None:
+        """Makes a checkpoint that is on disk the latest, and deletes what need not be kept.
 
-    def _steps(self, kind: str) -> list[int]:
+        Args:
+            step: Of the checkpoint; its folder has its final name.
+            keep: How many of the last to keep.
+            keep_best: Whether to keep the one with the lowest validation loss too.
+        """
+        sync_folder(self.checkpoints)
+        self.point_to(LATEST, step)
+        kept = set(sorted(self._steps())[-keep:])
+        best = self._best() if keep_best else None
+        if best is not None:
+            kept.add(best)
+            self.point_to(BEST, best)
+        for old in set(self._steps()) - kept:
+            shutil.rmtree(self.checkpoint(old), ignore_errors=True)
+
+    def point_to(self, name: str, step: int) -> None:
+        """Sets a link to a checkpoint, which never points nowhere in between."""
+        partial = self.checkpoints / (name + _PARTIAL)
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(self.checkpoint(step).name)
+        os.replace(partial, self.checkpoints / name)
+        sync_folder(self.checkpoints)
+
+    def _best(self) -> int | None:
+        """The step with the lowest validation loss of those that were validated."""
+        losses = {}
+        for step in self._training_steps():
+            try:
+                loss = read_training_manifest(self.checkpoint(step)).validation_loss
+            except CheckpointError:
+                continue  # damaged since: told when somebody goes on from it
+            if loss is not None:
+                losses[step] = loss
+        return min(losses, key=lambda step: (losses[step], step)) if losses else None
+
+    def _training_steps(self) -> list[int]:
+        return [step for step in self._steps() if is_training_checkpoint(self.checkpoint(step))]
+
+    def _steps(self) -> list[int]:
         return [
             int(path.name.removeprefix("step-"))
-            for path in (self.folder / kind).glob("step-*")
+            for path in self.checkpoints.glob("step-*")
             if path.name.removeprefix("step-").isdigit()
         ]
 
 
-def save_progress(
-    output: TrainOutput,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.AdamW,
-    average: AveragedWeights,
-    mesh: Mesh,
-) -> None:
-    """Writes what every rank needs to go on; it appears under its name when all of it is there.
-
-    Raises:
-        OutputError: A rank cannot write; the same on every rank.
-
-    Communication:
-        The ranks agree before and after the renaming.
-    """
-    folder = output.resume_folder(step)
-    partial = folder.with_name(folder.name + ".partial")
-    path = _rank_file(partial, mesh)
-    tensors = {"step": torch.tensor(step), "degrees": torch.tensor(list(mesh.degrees.values()))}
-    for (name, parameter), value in zip(model.named_parameters(), average.values, strict=True):
-        tensors[f"weight.{name}"] = parameter.detach()
-        tensors[f"average.{name}"] = value
-        for key, moment in optimizer.state[parameter].items():
-            tensors[f"{key}.{name}"] = moment
-
-    def write() -> None:
-        try:
-            partial.mkdir(parents=True, exist_ok=True)
-            torch.save(tensors, path)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch.save raises either where a disk is full
-            raise OutputError(f"{path} cannot be written: {error}") from error
-
-    def name_it() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-
-    together(mesh, write)
-    together(mesh, lambda: name_it() if mesh.rank == 0 else None)
-
-
-def load_progress(
-    output: TrainOutput,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.AdamW,
-    average: AveragedWeights,
-    mesh: Mesh,
-) -> None:
-    """Takes up a run after `step` train steps; without unpickling code.
-
-    Raises:
-        CheckpointError: It was saved on another mesh or is not readable.
-    """
-    path = _rank_file(output.resume_folder(step), mesh)
-    try:
-        tensors = torch.load(path, map_location=mesh.device, weights_only=True)
-    except (OSError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    degrees = dict(zip(mesh.degrees, tensors["degrees"].tolist(), strict=True))
-    if degrees != mesh.degrees:
-        saved = ",".join(f"{name}={degree}" for name, degree in degrees.items())
-        raise CheckpointError(f"{path}: saved on mesh {saved}; --resume needs the same")
-    with torch.no_grad():
-        for (name, parameter), value in zip(model.named_parameters(), average.values, strict=True):
-            parameter.copy_(tensors[f"weight.{name}"])
-            value.copy_(tensors[f"average.{name}"])
-            optimizer.state[parameter] = {
-                key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-
-
-def _rank_file(folder: Path, mesh: Mesh) -> Path:
-    return folder / f"rank-{mesh.rank:05d}.pt"
-
-
-def _check_same(recipe: TrainRecipe, saved: TrainRecipe, path: Path, step: int) -> None:
-    """Refuses to go on with another recipe; phases that have not begun may change."""
-    begun = phase_at(saved.train, step - 1)[0] if step else -1
-    new, old = _flat(recipe.model_dump(mode="json")), _flat(saved.model_dump(mode="json"))
-    changeable = {f"train.{name}" for name in CHANGEABLE}
-    different = [
-        f"{key} is {old.get(key)!r} there, {new.get(key)!r} here"
-        for key in sorted(new.keys() | old.keys())
-        if new.get(key) != old.get(key)
-        and key not in changeable
-        and not _is_later_phase(key, begun)
-    ]
-    if different:
-        raise RecipeError(f"{path} is of another recipe: {'; '.join(different)}")
-
-
-def _is_later_phase(key: str, begun: int) -> bool:
-    parts = key.split(".")
-    return parts[:2] == ["train", "phases"] and int(parts[2]) > begun
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict):
-        items = tree.items()
-    elif isinstance(tree, list) and any(isinstance(entry, dict) for entry in tree):
-        items = dict(enumerate(tree)).items()
-    else:
-        return {prefix: tree}
-    result: dict[str, Any] = {}
-    for key, value in items:
-        result |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return result
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

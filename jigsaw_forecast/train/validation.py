@@ -1,6 +1,6 @@
-"""Validation during training: the one-step loss and the error of rollouts up to five days."""
+"""Validation during training: the one-step loss and the error of rollouts, beside references."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,10 +11,18 @@ from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.collectives import all_reduce_sum
 from jigsaw_forecast.train.loss import LossWeights, rollout_loss
+from jigsaw_forecast.train.precision import in_precision
+from jigsaw_forecast.train.schema import TrainSection
+from jigsaw_forecast.verify.climatology import Climatology, ClimatologyBuilder
 from jigsaw_forecast.verify.statistics import SquaredErrors, spatial_mean_square
 
 HEADLINE_FIELDS = ("z500", "t850", "u850", "v850", "2t")
-LEAD_HOURS = (6, 24, 72, 120)
+HOURS = (0, 6, 12, 18)
+# of the sums of a climatology by hour and day of the year; larger ones are left to `score`
+MAX_CLIMATOLOGY_BYTES = 1 << 29
+_TIMES_PER_READ = 64
+
+Rmse = dict[str, dict[int, float]]
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,29 @@ class ValidationScores:
     Attributes:
         loss: Training loss of one step.
         rmse: Root mean square error by field and lead time in hours, the field's units.
+        references: `rmse_persistence` and `rmse_climatology`, likewise.
     """
 
     loss: float
-    rmse: dict[str, dict[int, float]]
+    rmse: Rmse
+    references: dict[str, Rmse] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """`z500 31/120/388/602 (persistence 118/401/694/791, climatology 613/...)`, by field."""
+        return ", ".join(
+            f"{name} {_numbers(by_lead)}{self._beside(name)}" for name, by_lead in self.rmse.items()
+        )
+
+    def _beside(self, name: str) -> str:
+        texts = [
+            f"{kind.removeprefix('rmse_')} {_numbers(rmse[name])}"
+            for kind, rmse in self.references.items()
+        ]
+        return f" ({', '.join(texts)})" if texts else ""
+
+
+def _numbers(by_lead: dict[int, float]) -> str:
+    return "/".join(f"{value:.4g}" for value in by_lead.values())
 
 
 class Validation:
@@ -37,17 +64,24 @@ class Validation:
         self,
         data: TrainingSet,
         statistics: Statistics,
-        num_inits: int,
         model: WeatherMixer,
         weights: LossWeights,
+        train: TrainSection,
     ) -> None:
         """Reads the samples: starts spread evenly over the period, the same on every mesh.
+
+        Args:
+            data: The validation period, normalised.
+            statistics: Of the training period.
+            model: To validate.
+            weights: Of the loss.
+            train: For the number of starts and the lead times.
 
         Raises:
             DataError: The period is shorter than a rollout.
         """
         hours = model.config.step_hours
-        self._leads = [lead for lead in LEAD_HOURS if lead % hours == 0]
+        self._leads = sorted({lead for lead in train.validation_hours if lead % hours == 0})
         self._num_steps = max(self._leads) // hours
         num_samples = data.num_samples(self._num_steps)
         if num_samples < 1:
@@ -55,16 +89,52 @@ class Validation:
                 f"the validation period is shorter than {max(self._leads)} h and one step"
             )
         mesh = model.mesh
-        num_inits = min(num_inits, num_samples)
+        num_inits = min(train.num_validation_inits, num_samples)
         starts = np.unique(np.linspace(0, num_samples - 1, num_inits).astype(np.int64))
         own = starts[mesh.data.index :: mesh.data.size]
         self._batch: Batch | None = data.batch(own, self._num_steps) if own.size else None
+        self._times = data.valid_times(own, self._num_steps)
         self._model = model
         self._weights = weights
         pieces, grid = model.pieces, model.config.grid_object
         rows = torch.from_numpy(row_weights(grid)[pieces.rows] / grid.num_model_lat)
         self._rows = rows.to(mesh.device)
         self._std = torch.from_numpy(statistics.std[pieces.fields]).to(mesh.device)
+        self._references: dict[str, Rmse] = {}
+
+    def make_references(self, data: TrainingSet, *, in_memory: bool) -> None:
+        """The errors of persistence and of climatology over the same starts, once.
+
+        The climatology is that of `verify.climatology`, by hour and day of the year, where the
+        training period is in memory, its sums fit `MAX_CLIMATOLOGY_BYTES` and its days cover those
+        needed; else the mean over the training period at each grid point.
+
+        Args:
+            data: The training period, normalised.
+            in_memory: Whether reading it costs nothing.
+
+        Communication:
+            A few all-reduces of a few numbers.
+        """
+        persistence, climatology = self._no_errors(), self._no_errors()
+        model = self._model
+        names = list(model.config.fields[model.pieces.fields])
+        held = [place for place, name in enumerate(names) if name in HEADLINE_FIELDS]
+        maps = self._climatology(data, held) if in_memory else None
+        if self._batch is not None:
+            states = self._batch.states.to(model.mesh.device)
+            for step, lead in self._lead_steps():
+                truth = states[:, step]
+                self._add(persistence, lead, states[:, 0] - truth)
+                expected = torch.zeros_like(truth)  # anomalies: zero is the mean
+                if maps is not None:
+                    values = torch.from_numpy(maps.at(self._times[:, step]))
+                    expected[:, held] = values.to(truth)
+                self._add(climatology, lead, expected - truth)
+        self._references = {
+            "rmse_persistence": self._rmse(persistence),
+            "rmse_climatology": self._rmse(climatology),
+        }
 
     @torch.no_grad()
     def score(self) -> ValidationScores:
@@ -73,40 +143,79 @@ class Validation:
         Communication:
             The model's own, and three all-reduces of a few numbers.
         """
-        model, config = self._model, self._model.config
-        errors = SquaredErrors.empty(len(self._leads), len(config.fields))
-        mesh = model.mesh
+        model, mesh = self._model, self._model.mesh
+        errors = self._no_errors()
         loss = torch.zeros(2, dtype=torch.float64, device=mesh.device)
         if self._batch is not None:
-            batch = self._batch.to(mesh.device)
+            dtype = next(model.parameters()).dtype
+            batch = in_precision(self._batch.to(mesh.device), dtype)
             first = Batch(batch.states[:, :2], batch.diagnostics[:, :1], batch.forcings[:, :1])
             count = first.states.shape[0]
             loss[0] = rollout_loss(model, first, self._weights).double() * count
             loss[1] = count / mesh.model.size
             self._roll_out(batch, errors)
         all_reduce_sum(loss, (mesh.domain, mesh.tensor, mesh.data))
-        errors.reduce((mesh.domain, mesh.tensor), mesh.data, mesh.device)
-        rmse = errors.rmse()
-        return ValidationScores(
-            loss=float(loss[0] / loss[1]),
-            rmse={
-                name: {
-                    lead: float(rmse[place, config.fields.index(name)])
-                    for place, lead in enumerate(self._leads)
-                }
-                for name in HEADLINE_FIELDS
-                if name in config.fields
-            },
-        )
+        return ValidationScores(float(loss[0] / loss[1]), self._rmse(errors), self._references)
 
     def _roll_out(self, batch: Batch, errors: SquaredErrors) -> None:
         """Adds the errors of all starts at once."""
-        model = self._model
         state = batch.states[:, 0]
-        for step in range(self._num_steps):
-            state, _ = model(state, batch.forcings[:, step])
-            lead = (step + 1) * model.config.step_hours
-            if lead in self._leads:
-                error = (state - batch.states[:, step + 1]) * self._std[:, None, None]
-                mean_squares = spatial_mean_square(error, self._rows)
-                errors.add(self._leads.index(lead), mean_squares, model.pieces.fields)
+        steps = dict(self._lead_steps())
+        for step in range(1, self._num_steps + 1):
+            state, _ = self._model(state, batch.forcings[:, step - 1])
+            if step in steps:
+                self._add(errors, steps[step], state - batch.states[:, step])
+
+    def _lead_steps(self) -> list[tuple[int, int]]:
+        """Rollout step and lead time in hours of all lead times."""
+        return [(lead // self._model.config.step_hours, lead) for lead in self._leads]
+
+    def _no_errors(self) -> SquaredErrors:
+        return SquaredErrors.empty(len(self._leads), len(self._model.config.fields))
+
+    def _add(self, errors: SquaredErrors, lead: int, difference: torch.Tensor) -> None:
+        """Adds normalised differences, [B, F_j, Y_i, X]."""
+        physical = difference * self._std[:, None, None]
+        mean_squares = spatial_mean_square(physical, self._rows)
+        errors.add(self._leads.index(lead), mean_squares, self._model.pieces.fields)
+
+    def _rmse(self, errors: SquaredErrors) -> Rmse:
+        """By headline field and lead time, over all ranks."""
+        config, mesh = self._model.config, self._model.mesh
+        errors.reduce((mesh.domain, mesh.tensor), mesh.data, mesh.device)
+        rmse = errors.rmse()
+        return {
+            name: {
+                lead: float(rmse[place, config.fields.index(name)])
+                for place, lead in enumerate(self._leads)
+            }
+            for name in HEADLINE_FIELDS
+            if name in config.fields
+        }
+
+    def _climatology(self, data: TrainingSet, held: list[int]) -> Climatology | None:
+        """By hour and day of the year of the local headline fields, None where there is none.
+
+        Communication:
+            One all-reduce of a number over data: replicas need other days, and decide alike.
+        """
+        config = self._model.config
+        grid = config.grid_object
+        num_fields = sum(name in config.fields for name in HEADLINE_FIELDS)
+        num_bytes = 8 * len(HOURS) * 366 * num_fields * grid.num_model_lat * grid.num_lon
+        if num_bytes > MAX_CLIMATOLOGY_BYTES:
+            return None
+        rows = self._model.pieces.rows
+        builder = ClimatologyBuilder((len(held), rows.stop - rows.start, grid.num_lon), HOURS)
+        num_times = data.num_samples(0)
+        for start in range(0, num_times, _TIMES_PER_READ):
+            places = np.arange(start, min(start + _TIMES_PER_READ, num_times))
+            values = data.batch(places, 0).states[:, 0, held].numpy()
+            builder.add(data.valid_times(places, 0)[:, 0], values)
+        found = builder.finish()
+        leads = [step for step, _ in self._lead_steps()]
+        is_whole = all(np.isfinite(found.at(self._times[:, step])).all() for step in leads)
+        mesh = self._model.mesh
+        lacking = torch.tensor(float(not is_whole), device=mesh.device)
+        all_reduce_sum(lacking, (mesh.domain, mesh.tensor, mesh.data))
+        return found if not lacking.item() else None

@@ -23,7 +23,7 @@ class RankPool:
     def __init__(self, world_size: int) -> None:
         """Starts the ranks; each joins one process group."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "jigsaw_forecast.model.weather_mixer"])
+        context.set_forkserver_preload(["torch", "jigsaw_forecast.train.run"])
         port = _free_port()
         self.connections: list[Connection] = []
         self.processes = []

@@ -10,6 +10,7 @@ from jigsaw_forecast.data.training_set import Batch
 from jigsaw_forecast.parallel.mesh import Mesh, single_rank_mesh
 from jigsaw_forecast.train.loss import LossWeights, loss_weights
 from jigsaw_forecast.train.replicas import RolloutLoss, over_replicas
+from jigsaw_forecast.train.weighting import LossWeighting
 from tests.parallel import cases
 from tests.parallel.ranks import RankPool
 
@@ -35,7 +36,7 @@ def gradients(mesh: Mesh, recompute: bool) -> tuple[dict[str, cases.Piece], int]
         shape = (GLOBAL_BATCH, num_times, num_maps, rows, columns)
         whole = torch.randn(shape, generator=generator, dtype=torch.float64)
         parts[name] = whole[own, :, group, pieces.rows]
-    weights = loss_weights(config, pieces, {}, 0.05, mesh.device)
+    weights = loss_weights(config, pieces, LossWeighting(), mesh.device)
     weights = LossWeights(*(part.double() for part in weights))
     loss = over_replicas(RolloutLoss(model, weights, recompute=recompute), mesh)
     for _ in range(2):  # the second backward has the buckets of the first one's order

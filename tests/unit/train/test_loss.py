@@ -11,6 +11,7 @@ from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.weather_mixer import WeatherMixer, sample_pieces
 from jigsaw_forecast.parallel.mesh import single_rank_mesh
 from jigsaw_forecast.train.loss import LossWeights, loss_weights, rollout_loss
+from jigsaw_forecast.train.weighting import LossWeighting, field_weights
 
 CONFIG = ModelConfig(
     grid="8x4",
@@ -55,7 +56,8 @@ def _batch(num_steps: int, batch: int = 2) -> Batch:
 
 def _weights(diagnostic_weight: float = 0.0, **field_weights: float) -> LossWeights:
     pieces = sample_pieces(CONFIG, single_rank_mesh())
-    return loss_weights(CONFIG, pieces, field_weights, diagnostic_weight, torch.device("cpu"))
+    weighting = LossWeighting(fields=field_weights, diagnostics=diagnostic_weight)
+    return loss_weights(CONFIG, pieces, weighting, torch.device("cpu"))
 
 
 def test_weights_sum_to_one_over_fields_and_the_globe() -> None:
@@ -74,6 +76,21 @@ def test_rows_count_by_their_area() -> None:
 def test_a_short_name_goes_before_its_variable() -> None:
     weights = _weights(temperature=5.0, t500=2.0, z500=1.0, **{"2t": 1.0}).state.sum((1, 2))
     np.testing.assert_allclose(weights / weights[0], [1.0, 2.0, 1.0], rtol=1e-6)
+
+
+LEVELS = CONFIG.model_copy(update={"fields": ("z100", "z300", "z500", "t100", "t200", "2t")})
+
+
+def test_a_level_counts_by_its_pressure_with_mean_1_over_its_variable() -> None:
+    weights = field_weights(LEVELS, LossWeighting(by_pressure=True))
+    expected = [1 / 3, 1, 5 / 3, 2 / 3, 4 / 3, 1]  # means of 300 and 150 hPa; the surface is 1
+    np.testing.assert_allclose(weights, np.array(expected) / 6, rtol=1e-12)
+
+
+def test_field_and_level_weights_multiply() -> None:
+    weighting = LossWeighting(fields={"geopotential": 3.0}, levels={"100": 2.0})
+    weights = field_weights(LEVELS, weighting)
+    np.testing.assert_allclose(weights / weights[-1], [6, 3, 3, 2, 1, 1], rtol=1e-12)
 
 
 def test_an_error_counts_in_units_of_its_tendency() -> None:

@@ -44,6 +44,13 @@ def test_the_rate_falls_as_a_cosine_to_nearly_nothing() -> None:
     assert rates == pytest.approx([1.0, 0.5, 0.5 * (1 - 3**0.5 / 2)])
 
 
+def test_the_rate_may_end_above_nothing_or_stay() -> None:
+    falling = PHASES[0].model_copy(update={"final_learning_rate": 0.2})
+    assert learning_rate(falling, 4, 7) == pytest.approx(0.2 + 0.8 * 0.5)
+    constant = PHASES[0].model_copy(update={"final_learning_rate": 1.0})
+    assert [learning_rate(constant, 0, step) for step in (0, 5, 9)] == [1.0, 1.0, 1.0]
+
+
 def test_only_matrices_decay() -> None:
     model = torch.nn.Linear(3, 2)
     groups = make_optimizer(model, TRAIN).param_groups

@@ -1,22 +1,26 @@
 """Training as a whole on mock weather: it learns, stops, goes on and refuses."""
 
 import json
+import logging
 import os
+import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
+from jigsaw_forecast.checkpoint.distributed import PiecesReader
 from jigsaw_forecast.checkpoint.load import load_checkpoint
+from jigsaw_forecast.checkpoint.pieces import Piece
 from jigsaw_forecast.data.weather_store import WeatherStore
 from jigsaw_forecast.errors import DataError, MeshError, OutputError, RecipeError, StoppedError
 from jigsaw_forecast.parallel.mesh import single_rank_mesh
 from jigsaw_forecast.train import run as training
+from jigsaw_forecast.train.replicas import ReplicatedLoss
 from jigsaw_forecast.train.run import train_recipe
 from tests.unit.train.made_up import write_recipe, write_store
 
@@ -60,8 +64,14 @@ def _lines(output: Path) -> list[dict[str, Any]]:
 
 
 def _progress(output: Path, step: int) -> dict[str, torch.Tensor]:
-    path = output / "resume" / f"step-{step:08d}" / "rank-00000.pt"
-    tensors: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+    """Every tensor of a training checkpoint, whole."""
+    reader = PiecesReader(output / "checkpoints" / f"step-{step:08d}" / "training")
+    tensors = {}
+    for name, dtype in reader.dtypes.items():
+        shape = reader.full_shape(name)
+        tensors[name] = torch.empty(shape, dtype=dtype)
+        whole = tuple(slice(0, length) for length in shape)
+        reader.load({name: Piece(tensors[name], shape, whole)})
     return tensors
 
 
@@ -116,8 +126,8 @@ def test_the_checkpoint_loads_with_the_training_sets_statistics(whole: Path) -> 
 
 def test_older_checkpoints_are_deleted(whole: Path) -> None:
     names = sorted(path.name for path in (whole / "checkpoints").iterdir())
-    assert names == ["step-00000008", "step-00000010"]
-    assert [path.name for path in (whole / "resume").iterdir()] == ["step-00000010"]
+    assert names == ["best", "latest", "step-00000008", "step-00000010"]
+    assert os.readlink(whole / "checkpoints" / "latest") == "step-00000010"
 
 
 @pytest.mark.parametrize("first", [3, 6, 8])
@@ -189,14 +199,17 @@ def test_a_signal_saves_and_asks_to_be_queued_again(
 ) -> None:
     recipe = write_recipe(tmp_path, store)
     out = tmp_path / "out"
-    step_of_run = training._train_step
+    backward = ReplicatedLoss.backward
+    num_steps = 0
 
-    def signalled(run: Any, *arguments: Any) -> None:
-        if run.step == 4:
+    def signalled(self: ReplicatedLoss, *arguments: Any) -> Any:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        step_of_run(run, *arguments)
+        return backward(self, *arguments)
 
-    monkeypatch.setattr(training, "_train_step", signalled)
+    monkeypatch.setattr(ReplicatedLoss, "backward", signalled)
     with pytest.raises(StoppedError, match="stopped by SIGTERM after 5 train steps"):
         _train(recipe, out)
     assert (out / "REQUEUE").is_file()
@@ -211,7 +224,7 @@ def test_a_signal_while_the_data_are_read_stops_between_two_parts(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
 ) -> None:
     num_reads = 0
-    read = WeatherStore.read
+    read = WeatherStore.read_into
 
     def signalled(self: WeatherStore, *arguments: Any) -> Any:
         nonlocal num_reads
@@ -219,43 +232,13 @@ def test_a_signal_while_the_data_are_read_stops_between_two_parts(
         os.kill(os.getpid(), signal.SIGTERM)
         return read(self, *arguments)
 
-    monkeypatch.setattr(WeatherStore, "read", signalled)
+    monkeypatch.setattr(WeatherStore, "read_into", signalled)
     monkeypatch.setattr("jigsaw_forecast.data.training_set.TIMES_PER_READ", 10)
     out = tmp_path / "out"
     with pytest.raises(StoppedError, match="stopped by SIGTERM while reading the data"):
         _train(write_recipe(tmp_path, store), out, f"data.in_memory={str(in_memory).lower()}")
     assert num_reads == 1
     assert sorted(path.name for path in out.iterdir()) == ["REQUEUE", "recipe.toml"]
-
-
-KILLED_IN_ITS_SECOND_SAVE = """
-import os, signal, sys
-from pathlib import Path
-from jigsaw_forecast.train.run import train_recipe
-
-saves = []
-
-def fsync(file):
-    saves.append(file)
-    if len(saves) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-os.fsync = fsync
-train_recipe(Path(sys.argv[1]), [], {}, Path(sys.argv[2]), False, None, "cpu")
-"""
-
-
-def test_a_run_killed_while_it_saves_goes_on_from_the_save_before(
-    whole: Path, store: Path, tmp_path: Path
-) -> None:
-    recipe, out = write_recipe(tmp_path, store), tmp_path / "out"
-    command = [sys.executable, "-c", KILLED_IN_ITS_SECOND_SAVE, str(recipe), str(out)]
-    killed = subprocess.run(command, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert killed.returncode == -signal.SIGKILL
-    names = sorted(path.name for path in (out / "resume").iterdir())
-    assert names == ["step-00000004", "step-00000008.partial"]
-    _train(recipe, out, resume=True)
-    assert _shards(whole, 10) == _shards(out, 10)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -277,15 +260,41 @@ def test_a_gpu_trains_as_the_cpu_does(whole: Path, store: Path, tmp_path: Path) 
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)  # sums in another order
 
 
-def test_a_full_disk_is_named_in_saving(
+def _full(*arguments: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_at_the_end_stops_the_run(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OutputError, match=r"rank-00000.pt cannot be written.*No space left"):
+    monkeypatch.setattr(torch, "save", _full)
+    with pytest.raises(StoppedError, match=r"step 1 cannot be saved: .*No space left.* --resume"):
         _train(write_recipe(tmp_path, store), tmp_path / "out", max_steps=1)
+    assert list((tmp_path / "out" / "checkpoints").iterdir()) == []
+
+
+def test_a_full_disk_on_the_way_is_warned_of_and_training_goes_on(
+    whole: Path,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    usage, looks = shutil.disk_usage, iter([10**12, 1000, 10**12])
+
+    def full_at_the_second_look(path: Path) -> Any:
+        return usage(path)._replace(free=next(looks))
+
+    monkeypatch.setattr(
+        "jigsaw_forecast.train.checkpointing.shutil.disk_usage", full_at_the_second_look
+    )
+    monkeypatch.setattr(logging.getLogger("jigsaw_forecast"), "propagate", True)
+    _train(write_recipe(tmp_path, store), tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out" / "checkpoints").glob("step-*"))
+    assert names == ["step-00000004", "step-00000010"]
+    assert "step 8 was not saved" in caplog.text
+    assert "the disk has 1 kB left" in caplog.text
+    assert _shards(whole, 10) == _shards(tmp_path / "out", 10)
 
 
 def test_a_loss_that_is_no_number_stops_without_saving(store: Path, tmp_path: Path) -> None:
@@ -294,6 +303,88 @@ def test_a_loss_that_is_no_number_stops_without_saving(store: Path, tmp_path: Pa
     with pytest.raises(StoppedError, match="at train step"):
         _train(recipe, tmp_path / "out", *settings)
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(
+    whole: Path, store: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, store)
+    _train(recipe, tmp_path / "out", "train.micro_batches=2")
+    for name in ("loss", "gradient_norm"):
+        found, expected = (
+            [line[name] for line in _lines(out) if "loss" in line]
+            for out in (tmp_path / "out", whole)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-4)  # sums in another order, ten steps
+
+
+def test_parts_that_do_not_divide_a_batch_are_refused(store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    with pytest.raises(MeshError, match=r"micro_batches=3 does not divide the 2 .*; micro_bat"):
+        _train(recipe, tmp_path / "out", "train.micro_batches=3")
+
+
+def test_steps_that_are_no_numbers_are_skipped_and_told(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_steps(monkeypatch, {2, 5})
+    out = tmp_path / "out"
+    _train(write_recipe(tmp_path, store), out, "train.on_non_finite=skip")
+    skipped = [line for line in _lines(out) if "skipped" in line]
+    assert [line["train_step"] for line in skipped] == [2, 5]
+    assert "the loss is nan" in skipped[0]["skipped"]
+    manifest = json.loads((out / "checkpoints/latest/training/manifest.json").read_text())
+    assert (manifest["train_step"], manifest["num_updates"]) == (10, 8)
+
+
+def test_too_many_skipped_in_a_row_stop_the_run(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_steps(monkeypatch, {6, 7, 8})
+    settings = ("train.on_non_finite=skip", "train.max_skipped=2")
+    with pytest.raises(StoppedError, match=r"at train step 8, 3 in a row"):
+        _train(write_recipe(tmp_path, store), tmp_path / "out", *settings)
+    assert os.readlink(tmp_path / "out" / "checkpoints" / "latest") == "step-00000004"
+
+
+def _break_steps(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
+    """Makes the losses of some train steps no numbers."""
+    backward, num_steps = ReplicatedLoss.backward, 0
+
+    def broken_backward(self: ReplicatedLoss, *arguments: Any) -> Any:
+        nonlocal num_steps
+        num_steps += 1
+        return backward(self, *arguments) * (float("nan") if num_steps in broken else 1.0)
+
+    monkeypatch.setattr(ReplicatedLoss, "backward", broken_backward)
+
+
+def test_persistence_and_climatology_stand_beside_the_forecast(whole: Path, store: Path) -> None:
+    (line, _) = (line for line in _lines(whole) if "validation_loss" in line)
+    weather = xr.open_zarr(store, consolidated=False)
+    temperature = weather["2m_temperature"].transpose("time", "latitude", "longitude")
+    times = temperature.time.values
+    validation = np.flatnonzero(times >= np.datetime64("2020-01-21"))
+    # three starts, spread over those with five days after them
+    starts = validation[np.linspace(0, len(validation) - 1 - 20, 3).astype(int)]
+    values = temperature.values.astype(np.float64)
+    assert weather.latitude.values[0] == 78.75  # rows of equal height, none on a pole
+    bounds = np.sin(np.deg2rad(np.linspace(90, -90, 9)))
+    area = (bounds[:-1] - bounds[1:]) / (bounds[:-1] - bounds[1:]).sum()
+    for name, hours in (("6", 6), ("120", 120)):
+        error = values[starts] - values[starts + hours // 6]
+        mean_square = (np.square(error).mean(-1) * area).sum(-1).mean()
+        assert line["rmse_persistence"]["2t"][name] == pytest.approx(mean_square**0.5, rel=1e-4)
+    training = values[times < np.datetime64("2020-01-21")]
+    days = (times.astype("datetime64[D]") - np.datetime64("2020-01-01", "D")).astype(int)
+    errors = []
+    for start in starts + 20:
+        distance = np.abs(days[: len(training)] - days[start])
+        same_hour = (np.arange(len(training)) - start) % 4 == 0
+        weight = np.where(same_hour & (distance <= 30), 1 - distance / 30, 0.0)
+        mean = np.tensordot(weight, training, 1) / weight.sum()
+        errors.append((np.square(values[start] - mean).mean(-1) * area).sum())
+    assert line["rmse_climatology"]["2t"]["120"] == pytest.approx(np.mean(errors) ** 0.5, rel=1e-4)
 
 
 def test_bfloat16_products_train_too(whole: Path, store: Path, tmp_path: Path) -> None:

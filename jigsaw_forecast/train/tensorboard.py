@@ -1,0 +1,51 @@
+"""Metrics for TensorBoard, an optional extra."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jigsaw_forecast.errors import RecipeError
+
+_LEFT_OUT = ("train_step", "rank_seconds")
+
+
+class TensorBoard:
+    """Scalars by train step."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens a folder for them.
+
+        Raises:
+            RecipeError: The package is not installed.
+        """
+        try:
+            # slow to import and not always there
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise RecipeError(
+                "train.tensorboard = true: missing package tensorboard; install it by `pip "
+                "install 'jigsaw-forecast[tensorboard]'` or leave the key out"
+            ) from error
+        self._writer = SummaryWriter(str(folder))
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Adds a line of metrics."""
+        kind = "validation" if "validation_loss" in line else "training"
+        for name, value in numbers(line):
+            self._writer.add_scalar(f"{kind}/{name}", value, line["train_step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends writing."""
+        self._writer.close()
+
+
+def numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a line of metrics by their path, `rmse/z500/24`."""
+    for name, value in line.items():
+        if name in _LEFT_OUT:
+            continue
+        if isinstance(value, Mapping):
+            yield from numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)

@@ -1,0 +1,73 @@
+"""What a run tells: the live table, stragglers, TensorBoard."""
+
+import io
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from jigsaw_forecast.errors import RecipeError
+from jigsaw_forecast.parallel.mesh import single_rank_mesh
+from jigsaw_forecast.train import view
+from jigsaw_forecast.train.meter import Meter
+from jigsaw_forecast.train.output import TrainOutput
+from jigsaw_forecast.train.reporting import Reporter, StepReport
+from jigsaw_forecast.train.tensorboard import TensorBoard, numbers
+from jigsaw_forecast.train.view import LiveTable
+
+REPORT = StepReport(step=5, loss=0.25, norm=1.5, rate=3e-4, samples=8, is_skipped=False)
+
+
+class _Nothing:
+    def show(self, report: StepReport, meter: Meter) -> None:
+        pass
+
+
+def test_the_table_shows_what_one_asks_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view, "matrix_rate", lambda device, dtype: 2e12)
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80)
+    meter = Meter(single_rank_mesh())
+    meter.count(8)
+    with LiveTable(single_rank_mesh(), 100, torch.float32, console) as table:
+        table.show(REPORT, meter)
+        rows = dict(table.rows(REPORT, meter))
+    assert rows["train step"] == "5 of 100"
+    assert rows["loss"] == "0.2500"
+    assert rows["learning rate"] == "0.0003"
+    assert rows["share of the device's rate"].endswith("of 2 TFLOP/s)")
+    assert {"samples per second", "waiting for data", "peak memory", "time left"} <= rows.keys()
+    assert "5 of 100" in text.getvalue()
+
+
+def test_a_slow_rank_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("jigsaw_forecast"), "propagate", True)
+    reporter = Reporter(single_rank_mesh(), TrainOutput(tmp_path), [0.1], _Nothing())
+    seconds = {"work": [1.0, 1.1, 0.9, 2.2], "data_wait": [0.0] * 4}
+    monkeypatch.setattr(reporter.meter, "rank_seconds", lambda: seconds)
+    reporter.log_metrics(REPORT, 40, 0.0)
+    assert "slow ranks: rank 3 2.2 s of work that takes 1.05 s on most" in caplog.text
+
+
+def test_numbers_go_by_their_path() -> None:
+    line = {"train_step": 3, "loss": 0.5, "rmse": {"z500": {24: 80.0}}, "skipped": "nan", "n": None}
+    assert dict(numbers(line)) == {"loss": 0.5, "rmse/z500/24": 80.0}
+
+
+def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    board = TensorBoard(tmp_path)
+    board.add({"train_step": 3, "loss": 0.5})
+    board.close()
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    assert b"training/loss" in path.read_bytes()
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(RecipeError, match=r"missing package tensorboard; install it by `pip"):
+        TensorBoard(tmp_path)
