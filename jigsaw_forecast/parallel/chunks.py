@@ -12,7 +12,7 @@ from jigsaw_forecast.parallel.collectives import Pending
 from jigsaw_forecast.parallel.layout import split_range
 
 # Smaller chunks make slow products; more chunks hide no more than 1 - 1/8 already does.
-MIN_CHUNK_LENGTH = 256
+MIN_CHUNK_LENGTH = 128
 MAX_CHUNKS = 8
 
 

@@ -1,8 +1,7 @@
 """Every mesh of a number of ranks, with what a model needs and takes on it, best first."""
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,13 +10,8 @@ from jigsaw_forecast.errors import MeshError
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.plan.devices import DeviceKind
 from jigsaw_forecast.plan.simulate import simulate
-from jigsaw_forecast.plan.trace import Step, Trace, busiest_rank, make_traced_model, trace
+from jigsaw_forecast.plan.trace import Kept, Step, Trace, busiest_rank, make_traced_model, trace
 
-# Of AdamW with an average: two moments and the average, each as large as the parameters.
-NUM_MOMENTS = 2
-# AdamW reads parameter, gradient and moments and writes all but the gradient; the average is read
-# and written.
-OPTIMIZER_PASSES = 4 + 3 + 2
 MEMORY_RESERVE = 0.05  # of a device's memory: the driver, the communication library, fragments
 
 
@@ -31,7 +25,10 @@ class Workload:
         dtype: Of the products: `bfloat16` or `float32`.
         is_streamed: Whether weights are gathered in each step; always so in training.
         make_step: Gives one step of a model, with a batch of so many samples.
+        kept: Makes what a training holds from step to step.
         batch_size: Samples of a model group.
+        global_batch_size: Samples of all model groups together, if the groups are to share them;
+            then `batch_size` does not count.
         base_bytes: Of a process before the model.
         adjust: Sets up a model before it is traced.
     """
@@ -41,7 +38,9 @@ class Workload:
     dtype: str
     is_streamed: bool
     make_step: Callable[[int], Step]
+    kept: Kept = lambda model: {}
     batch_size: int = 1
+    global_batch_size: int | None = None
     base_bytes: int = 0
     adjust: Callable[[Any], None] = lambda model: None
 
@@ -59,20 +58,37 @@ def plan_meshes(workload: Workload, num_ranks: int, device: DeviceKind) -> list[
     Speed is that of samples: a mesh with a data axis makes several at a time. Figures are those of
     the busiest rank. The traffic and memory come from the model's own code on meta tensors.
     """
-    traces: dict[tuple[int, int], Trace | str] = {}
+    meshes = list(all_meshes(num_ranks, with_data=workload.mode == "training"))
+    return describe_meshes(workload, meshes, device)
+
+
+def describe_meshes(
+    workload: Workload, meshes: Iterable[dict[str, int]], device: DeviceKind
+) -> list[dict[str, Any]]:
+    """As `plan_meshes`, of these meshes."""
+    traces: dict[tuple[int, int, int], Trace | str] = {}
     rows = []
-    for degrees in all_meshes(num_ranks, with_data=workload.mode == "training"):
-        group = degrees["domain"], degrees["tensor"]
-        if group not in traces:
-            traces[group] = trace_workload(workload, degrees)
-        rows.append(_describe(workload, degrees, traces[group], device))
+    for degrees in meshes:
+        own = workload
+        if workload.global_batch_size is not None:
+            batch_size, rest = divmod(workload.global_batch_size, degrees["data"])
+            if rest or not batch_size:
+                reason = (
+                    f"data={degrees['data']} does not divide {workload.global_batch_size} samples"
+                )
+                rows.append(_describe(workload, degrees, reason, device))
+                continue
+            own = replace(workload, batch_size=batch_size, global_batch_size=None)
+        key = degrees["domain"], degrees["tensor"], own.batch_size
+        if key not in traces:
+            traces[key] = trace_workload(own, degrees)
+        rows.append(_describe(own, degrees, traces[key], device))
     return sorted(rows, key=_rank_key)
 
 
 def _rank_key(row: dict[str, Any]) -> tuple[bool, bool, float]:
     seconds = row["seconds_per_step"]
-    per_sample = seconds / row["mesh"]["data"] if seconds else math.inf
-    return not row["fits"], seconds is None, per_sample
+    return not row["fits"], seconds is None, -row.get("samples_per_second", 0.0)
 
 
 def trace_workload(workload: Workload, degrees: dict[str, int]) -> Trace | str:
@@ -94,13 +110,12 @@ def trace_workload(workload: Workload, degrees: dict[str, int]) -> Trace | str:
         model.requires_grad_(False)
         if not workload.is_streamed:
             model.make_resident()
-    return trace(model, workload.make_step(workload.batch_size))
+    return trace(model, workload.make_step(workload.batch_size), workload.kept)
 
 
 def memory_needed(workload: Workload, traced: Trace) -> int:
     """Peak bytes of a rank: what the step holds, the optimizer's tensors and the process."""
-    kept = NUM_MOMENTS + 1 if workload.mode == "training" else 0
-    return traced.peak_bytes + kept * traced.parameter_bytes + workload.base_bytes
+    return traced.peak_bytes + workload.base_bytes
 
 
 def _describe(
@@ -109,17 +124,13 @@ def _describe(
     row: dict[str, Any] = {"mesh": degrees, "mode": workload.mode}
     if isinstance(traced, str):
         return row | {"fits": False, "reason": traced, "seconds_per_step": None}
-    is_training = workload.mode == "training"
-    parameters = traced.parameter_bytes
-    moments = NUM_MOMENTS * parameters if is_training else 0
-    average = parameters if is_training else 0
     needed = memory_needed(workload, traced)
     times = simulate(
         traced.events,
         device,
         workload.dtype,
         degrees,
-        optimizer_bytes=OPTIMIZER_PASSES * parameters if is_training else 0,
+        optimizer_bytes=_optimizer_bytes(traced),
     )
     data, group = degrees["data"], degrees["domain"] * degrees["tensor"]
     received = {axis: sum(kinds.values()) for axis, kinds in traced.received.items()}
@@ -128,10 +139,10 @@ def _describe(
     row |= {
         "fits": needed <= usable,
         "per_rank": {
-            "parameter_bytes": parameters,
+            "parameter_bytes": traced.parameter_bytes,
             "gradient_bytes": traced.gradient_bytes,
-            "moment_bytes": moments,
-            "average_bytes": average,
+            "moment_bytes": traced.kept_bytes.get("moment", 0),
+            "average_bytes": traced.kept_bytes.get("average", 0),
             "activation_bytes": traced.activation_bytes,
             "buffer_bytes": traced.buffer_bytes,
             "peak_bytes": needed,
@@ -141,6 +152,7 @@ def _describe(
         "seconds_per_step": times.step,
         "compute_seconds": times.compute,
         "communication_seconds": times.communication,
+        "batch_size": workload.batch_size,
         "samples_per_second": workload.batch_size * data / times.step,
         "efficiency": traced.flops / device.matrix_flops_per_second[workload.dtype] / times.step,
     }
@@ -150,6 +162,12 @@ def _describe(
             f"{device.memory_bytes / 1e9:.1f} GB, of which {usable / 1e9:.1f} GB are used"
         )
     return row
+
+
+def _optimizer_bytes(traced: Trace) -> int:
+    """What an optimizer's step reads and writes: all but the gradients both ways."""
+    kept = sum(traced.kept_bytes.values())
+    return 2 * (traced.parameter_bytes + kept) + traced.gradient_bytes if kept else 0
 
 
 def _divisors(number: int) -> list[int]:

@@ -5,13 +5,12 @@ layouts, products and collectives are those that a run uses.
 """
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from jigsaw_forecast.model.config import ModelConfig
@@ -20,6 +19,8 @@ from jigsaw_forecast.parallel.accounting import Operation
 from jigsaw_forecast.parallel.mesh import Axis, Mesh
 
 Step = Callable[[WeatherMixer], None]
+# What a training holds besides parameters and gradients, by name, after a step's backward.
+Kept = Callable[[WeatherMixer], Mapping[str, Sequence[torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Trace:
         activation_bytes: Most bytes held at once beside parameters and gradients, the buffers of
             collectives left out.
         buffer_bytes: Most bytes held at once by collectives under way.
+        kept_bytes: Of what training holds between steps besides parameters, by name.
         peak_bytes: Most bytes held at once by all of these.
         flops: Of this rank.
         received: Bytes received: axis -> kind -> bytes.
@@ -79,6 +81,7 @@ class Trace:
     gradient_bytes: int = 0
     activation_bytes: int = 0
     buffer_bytes: int = 0
+    kept_bytes: dict[str, int] = field(default_factory=dict)
     peak_bytes: int = 0
     flops: int = 0
     received: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -130,12 +133,14 @@ def make_traced_model(
     return model
 
 
-def trace(model: WeatherMixer, step: Step) -> Trace:
+def trace(model: WeatherMixer, step: Step, kept: Kept = lambda model: {}) -> Trace:
     """Runs one step on meta tensors and notes what happens.
 
     Args:
         model: On a described mesh.
         step: What to run; its inputs are made inside, so that they count.
+        kept: Makes what a training holds from one step to the next; made after the step, and
+            counted as there during it.
     """
     traffic = model.mesh.traffic
     traffic.reset()
@@ -146,7 +151,8 @@ def trace(model: WeatherMixer, step: Step) -> Trace:
             step(model)
     finally:
         traffic.observer = None
-    return recorder.finish()
+    kept_bytes = {name: _held_bytes(tensors) for name, tensors in kept(model).items()}
+    return recorder.finish(kept_bytes)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
@@ -156,6 +162,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
         super().__init__()  # type: ignore[no-untyped-call]
         self._model = model
         self._trace = Trace(parameter_bytes=_held_bytes(list(model.parameters())))
+        self._shapes = _Shapes()
         self._flops = self._bytes = 0
         self._live = self._live_gradients = self._peak_live = 0
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -167,12 +174,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
                 register(self._note_gradient)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        kwargs = kwargs or {}
+        leaves = [*_leaves(args), *_leaves(kwargs.values())]
+        result = self._shapes.run(func, args, kwargs, leaves)
+        inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        outputs = [leaf for leaf in _leaves([result]) if isinstance(leaf, torch.Tensor)]
         packet = func._overloadpacket
         if packet in flop_registry:
-            flops = int(flop_registry[packet](*args, **(kwargs or {}), out_val=result))
+            flops = int(flop_registry[packet](*args, **kwargs, out_val=result))
             self._flops += flops
             self._trace.flops += flops
         elif not func.is_view and packet not in _FREE:
@@ -216,16 +225,75 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
             self._trace.events.append(Compute(self._flops, self._bytes))
         self._flops = self._bytes = 0
 
-    def finish(self) -> Trace:
+    def finish(self, kept_bytes: dict[str, int]) -> Trace:
         """The trace, complete."""
         self._flush()
         trace, traffic = self._trace, self._model.mesh.traffic
         trace.gradient_bytes = self._live_gradients
         trace.buffer_bytes = traffic.peak_buffer_bytes
         trace.activation_bytes = max(trace.activation_bytes - trace.buffer_bytes, 0)
-        trace.peak_bytes = trace.parameter_bytes + self._peak_live
+        trace.kept_bytes = kept_bytes
+        trace.peak_bytes = trace.parameter_bytes + self._peak_live + sum(kept_bytes.values())
         trace.received = traffic.received()
         return trace
+
+
+class _Shapes:
+    """What operations on meta tensors give, found once for each kind of input.
+
+    torch finds the shape of each result in Python, which takes most of a trace's time.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
+
+    def run(self, func: Any, args: Any, kwargs: Any, leaves: list[Any]) -> Any:
+        """The result of an operation on arguments with these leaves."""
+        if func.is_view or not all(leaf.is_meta for leaf in leaves if _is_tensor(leaf)):
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            written = _written(func, args, kwargs)
+            # a meta tensor has nothing to write to
+            return func(*args, **kwargs) if written is None else written
+        key = (func, *(_signature(leaf) for leaf in leaves), *kwargs)
+        if key in self._known:
+            shape, strides, dtype = self._known[key]
+            return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+        result = func(*args, **kwargs)
+        if _is_tensor(result) and result.is_meta and not any(result is leaf for leaf in leaves):
+            self._known[key] = result.shape, result.stride(), result.dtype
+        return result
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """What lists and tuples hold, at any depth; an operation's arguments nest in no other way."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor)
+
+
+def _signature(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype
+    return type(leaf), leaf
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+    """The one tensor that an operation writes to and returns; None where it is not as simple."""
+    if len(func._schema.returns) != 1:
+        return None
+    found = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            found.append(value)
+    return found[0] if len(found) == 1 and _is_tensor(found[0]) else None
 
 
 _FREE = {
@@ -237,5 +305,5 @@ _FREE = {
 }
 
 
-def _held_bytes(tensors: list[torch.Tensor]) -> int:
+def _held_bytes(tensors: Sequence[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

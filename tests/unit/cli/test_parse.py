@@ -77,6 +77,21 @@ def test_all_wrong_initial_times_are_told_at_once() -> None:
         parse.parse_init_times("foo,20260624,20261301")
 
 
+def test_latest_is_what_the_input_says() -> None:
+    newest = np.datetime64("2026-06-24T06", "s")
+    found = parse.parse_init_times("2026-06-24T00,latest", lambda: newest)
+    assert found == (np.datetime64("2026-06-24T00", "s"), newest)
+
+
+@pytest.mark.parametrize("given", [["--init", "latest"], ["--init=latest"]])
+def test_launched_ranks_get_the_time_that_latest_was_resolved_to(given: list[str]) -> None:
+    argv = parse.fixed_init(["run", *given, "--quiet"], [np.datetime64("2026-06-24T06", "s")])
+    assert "2026-06-24T06:00:00" in argv[1] + argv[2]
+    assert "latest" not in " ".join(argv)
+    assert argv[0] == "run"
+    assert argv[-1] == "--quiet"
+
+
 def test_latest_is_refused_for_files() -> None:
     with pytest.raises(ForecastError, match="latest asks a remote source.*the input is a file"):
         parse.parse_init_times("latest")

@@ -7,7 +7,6 @@ import torch
 
 from jigsaw_forecast.errors import ForecastError
 from jigsaw_forecast.forecast.rollout import one_step
-from jigsaw_forecast.model.config import PRESETS
 from jigsaw_forecast.parallel.accounting import Operation
 from jigsaw_forecast.plan.devices import find_device_kind
 from jigsaw_forecast.plan.meshes import Workload, all_meshes, plan_meshes
@@ -17,11 +16,12 @@ from jigsaw_forecast.plan.trace import (
     Compute,
     End,
     GradientReady,
+    Trace,
     described_mesh,
     make_traced_model,
     trace,
 )
-from jigsaw_forecast.train.bench import training_step
+from jigsaw_forecast.train.bench import training_step, training_tensors
 from tests.parallel import cases
 
 DEVICE = dataclasses.replace(
@@ -33,6 +33,7 @@ DEVICE = dataclasses.replace(
     latency_s=0.0,
     ranks_per_node=2,
 )
+DEVICE_WITH_ROOM = dataclasses.replace(find_device_kind("h200"), memory_bytes=1e12)
 
 
 def test_what_travels_during_compute_costs_no_time() -> None:
@@ -65,11 +66,15 @@ def test_every_mesh_of_twelve_ranks_is_listed_once() -> None:
     assert all(mesh["data"] * mesh["domain"] * mesh["tensor"] == 12 for mesh in meshes)
 
 
+def workload(mode: str) -> Workload:
+    if mode == "inference":
+        return Workload(cases.CONFIG, mode, "float32", False, lambda _: one_step)
+    return Workload(cases.CONFIG, mode, "float32", True, training_step, training_tensors)
+
+
 def rows(mode: str, num_ranks: int, memory_bytes: float = 1e12) -> list[dict]:
-    step = training_step if mode == "training" else lambda _: one_step
     device = dataclasses.replace(find_device_kind("h200"), memory_bytes=memory_bytes)
-    workload = Workload(cases.CONFIG, mode, "float32", mode == "training", step)
-    return plan_meshes(workload, num_ranks, device)
+    return plan_meshes(workload(mode), num_ranks, device)
 
 
 def test_meshes_that_do_not_divide_are_listed_last_with_the_reason() -> None:
@@ -87,31 +92,44 @@ def test_a_mesh_without_memory_does_not_fit_and_says_what_it_needs() -> None:
         assert "needs" in row["reason"]
 
 
-@pytest.mark.parametrize(("domain", "tensor"), [(1, 1), (2, 1), (1, 2), (2, 4), (8, 8)])
-def test_parameters_gradients_and_moments_of_3_2_billion_are_held_once(
-    domain: int, tensor: int
-) -> None:
-    config = PRESETS["wm-3.2b"]
-    whole = sum(
-        p.numel() for p in make_traced_model(
-            config, described_mesh({}), torch.bfloat16, matrices_in_dtype=False
-        ).parameters()
-    )  # fmt: skip
-    degrees = {"domain": domain, "tensor": tensor}
-    for place in ((0, 0), (domain - 1, tensor - 1)):
+def test_moments_are_those_of_an_optimizer_that_exists() -> None:
+    for row in rows("training", 4):
+        held = row["per_rank"]
+        # two moments like the parameter and a count of steps, a float32, for each parameter
+        extra = held["moment_bytes"] - 2 * held["parameter_bytes"]
+        assert 0 < extra <= 4 * (11 * cases.CONFIG.num_blocks + 20)
+        assert held["average_bytes"] == held["gradient_bytes"] == held["parameter_bytes"]
+        parts = ("parameter", "gradient", "moment", "average")
+        assert held["peak_bytes"] > sum(held[f"{name}_bytes"] for name in parts)
+    assert all(row["per_rank"]["moment_bytes"] == 0 for row in rows("inference", 4))
+
+
+def test_groups_share_a_global_batch() -> None:
+    own = dataclasses.replace(workload("training"), global_batch_size=4)
+    found = {tuple(row["mesh"].values()): row for row in plan_meshes(own, 8, DEVICE_WITH_ROOM)}
+    assert found[4, 2, 1]["batch_size"] == 1
+    assert found[1, 2, 4]["batch_size"] == 4
+    assert not found[8, 1, 1]["fits"]
+    assert found[8, 1, 1]["reason"] == "data=8 does not divide 4 samples"
+    # the same arithmetic for the same samples, but for 7 fields on 4 ranks counted as 4 times 2
+    flops = {row["flops_per_step"] for row in found.values() if row["fits"]}
+    assert max(flops) < 8 / 7 * min(flops)
+
+
+def test_known_shapes_give_what_torch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look() -> Trace:
         model = make_traced_model(
-            config, described_mesh(degrees, *place), torch.bfloat16, matrices_in_dtype=False
-        )
-        traced = trace(model, training_step(1))
-        optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
-        optimizer.step()
-        held = [
-            *model.parameters(),
-            *(p.grad for p in model.parameters() if p.grad is not None),
-            *(s[m] for s in optimizer.state.values() for m in ("exp_avg", "exp_avg_sq")),
-        ]
-        assert sum(t.numel() for t in held) <= 1.01 * 4 * whole / (domain * tensor)
-        assert traced.gradient_bytes == 4 * sum(p.numel() for p in model.parameters())
+            cases.CONFIG, described_mesh({"domain": 2, "tensor": 4}), torch.bfloat16,
+            matrices_in_dtype=False,
+        )  # fmt: skip
+        return trace(model, training_step(2), training_tensors)
+
+    quick = look()
+    monkeypatch.setattr(
+        "jigsaw_forecast.plan.trace._Shapes.run",
+        lambda self, func, args, kwargs, leaves: func(*args, **kwargs),
+    )
+    assert look() == quick
 
 
 def test_an_unknown_device_is_refused_with_the_known_ones() -> None:
