@@ -56,8 +56,8 @@ def allowed_bytes(
     """What a rank's peak may be: its share of the one-rank peak with 15 %, and two buffers.
 
     The buffers are two chunks of the larger gathered activation, N C/tensor over domain or
-    N C/domain over tensor, and the gathered weights of two layers, one of token and one of channel mixing.
-    An axis of one rank gathers nothing.
+    N C/domain over tensor, and the gathered weights of two layers, one of token and one of channel
+    mixing. An axis of one rank gathers nothing.
 
     Args:
         config: Architecture.

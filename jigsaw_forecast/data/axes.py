@@ -12,6 +12,7 @@ from jigsaw_forecast.data.records import Axes, Float64Array
 # A grid covers the globe when its outermost rows lie within half a spacing of the poles and its
 # columns close the circle; GRIB 1 rounds to millidegrees, hence the margin.
 _MARGIN = 0.02
+_MOST_GAUSSIAN_ROWS = 16_000  # N8000; their latitudes take longer to find the more there are
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +121,7 @@ def _is_even(steps: Float64Array) -> bool:
 
 
 def _is_gaussian(lat: Float64Array) -> bool:
-    if lat.size % 2:
+    if lat.size % 2 or lat.size > _MOST_GAUSSIAN_ROWS:
         return False
     expected = gaussian_latitudes(lat.size)
     return bool(np.abs(expected - lat).max() < _MARGIN * 180.0 / lat.size)

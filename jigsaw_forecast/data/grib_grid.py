@@ -21,6 +21,8 @@ _GRID_WORDS = {
     "unstructured_grid": "unstructured grid",
     "healpix": "HEALPix grid",
 }
+# Ten times what the finest global models have along a row; GRIB 1 counts up to 65535.
+_MOST_PER_AXIS = 100_000
 _HOW_TO_INTERPOLATE = "interpolate it to a regular grid first (for example with MIR or CDO)"
 
 
@@ -80,6 +82,12 @@ def read_grid(handle: int) -> GribGrid:
         name = f"{grid_type} {_size_words(handle, grid_type)}".strip()
         return GribGrid(name, None, 0, 0, False, False, False, why)
     num_i, num_j = eccodes.codes_get_long(handle, "Ni"), eccodes.codes_get_long(handle, "Nj")
+    num_points = _get_int(handle, "numberOfDataPoints")
+    has_count = eccodes.codes_get_long(handle, "edition") == 2 and num_points is not None
+    if max(num_i, num_j) > _MOST_PER_AXIS or (has_count and num_points != num_i * num_j):
+        why = f"header contradicts itself: {num_j} rows of {num_i} points are {num_points} points"
+        name = f"{grid_type} {num_j}x{num_i}"
+        return GribGrid(name, None, 0, 0, False, False, False, why)
     latitudes, lat_fault = _latitudes(handle, grid_type, num_j)
     longitudes = _longitudes(handle, num_i)
     order = order_axes(latitudes, longitudes)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 _SIMPLE, _COMPLEX, _SPATIAL, _IEEE = 0, 2, 3, 4
+_GRID_POINTS = (_SIMPLE, _COMPLEX, _SPATIAL, _IEEE, 40, 41, 42)  # with JPEG 2000, PNG and CCSDS
 _IEEE_BYTES = {1: 4, 2: 8, 3: 16}
 _NO_BITMAP = 255
 _MAX_BITS = 64
@@ -32,6 +33,8 @@ def why_not_unpackable(message: bytes) -> str:
     grid_points = _number(sections[3], 6, 4)
     num_values = _number(sections[5], 5, 4)
     template = _number(sections[5], 9, 2)
+    if template not in _GRID_POINTS:
+        return ""
     if num_values > grid_points:
         return f"{num_values} values for a grid of {grid_points} points"
     if sections[6][5] == _NO_BITMAP and num_values != grid_points:

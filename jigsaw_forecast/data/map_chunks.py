@@ -1,8 +1,8 @@
 """Reads the chunks of a WeatherBench-layout array straight from their files into place.
 
 For arrays in which a chunk is one time, all levels, the whole globe, as in WeatherBench 2 and
-ARCO-ERA5 at 0.25 degrees. zarr decodes such a chunk to new memory and copies it twice; the page
-faults take longer than the codec (benchmarks/data_loading.py).
+ARCO-ERA5 at 0.25 degrees. zarr decodes such a chunk to new memory and copies it from there
+(benchmarks/data_loading.py compares them).
 """
 
 import os

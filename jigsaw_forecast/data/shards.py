@@ -2,8 +2,8 @@
 
 The bytes are those of zarr version 3: codec `sharding_indexed` around `bytes`, `blosc` and
 `crc32c`, index at the end, so any zarr library reads them. They are written and read here
-directly, which takes a fraction of the time of zarr's own pipeline for a shard of 0.25 degrees
-(benchmarks/data_loading.py measures both). Chunks lie band by band, fields within a band, so that
+directly, into memory that is there already (benchmarks/data_loading.py compares it with zarr's own
+pipeline). Chunks lie band by band, fields within a band, so that
 what one rank reads is one stretch of the file for each band.
 
 Source: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html
@@ -31,8 +31,7 @@ FLOAT_BYTES = 4
 CHECKSUM_BYTES = 4
 ENTRY_BYTES = 16  # offset and length
 EMPTY = np.uint64(2**64 - 1)  # offset and length of a chunk that is not there
-# Measured on 0.25 degree fields (benchmarks/data_convert.py): lz4 decodes at 2 to 4 GB/s a core
-# and shrinks to 0.57; zstd decodes a third slower, encodes at a third of the rate, 0.53.
+# lz4 is fast in both directions, zstd shrinks further and encodes more slowly.
 LEVELS = {"lz4": 5, "zstd": 3}
 # A new name on each write, so that two writers cannot meet in one file.
 _PARTIAL_SUFFIX = ".partial"
