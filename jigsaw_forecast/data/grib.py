@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from jigsaw_forecast.data.grib_grid import GribGrid, read_grid
 from jigsaw_forecast.data.grib_messages import GribField, find_fields, read_field
-from jigsaw_forecast.data.grib_packing import why_not_unpackable
 from jigsaw_forecast.data.records import (
     GEOPOTENTIAL_HEIGHT,
     NOT_A_TIME,
@@ -121,11 +120,6 @@ class GribSource:
         dtype: type[np.float32] | type[np.float64] = np.float32,
     ) -> npt.NDArray[np.floating]:
         """Values in the order of the message, missing points NaN."""
-        if _locator(record).field.edition == 2 and (why := why_not_unpackable(message)):
-            raise DataError(
-                f"{self.path}: message {record.message} ({record.short_name}) is damaged: {why}; "
-                "fetch it again"
-            )
         try:
             with _opened(message) as handle:
                 has_bitmap = _has_missing(handle)

@@ -10,39 +10,8 @@ from jigsaw_forecast.forecast.poles import south_pole_row
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.weather_mixer import Pieces, sample_pieces
 from jigsaw_forecast.parallel.collectives import all_to_all
-from jigsaw_forecast.parallel.layout import split_range
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.state import State
-
-
-def fields_to_read(config: ModelConfig, mesh: Mesh) -> tuple[Field, ...]:
-    """The prognostic fields that this rank decodes: each field once over the model group."""
-    group = config.prognostic_fields[sample_pieces(config, mesh).fields]
-    return group[split_range(len(group), mesh.domain.size, mesh.domain.index)]
-
-
-def maps_to_bands(config: ModelConfig, mesh: Mesh, maps: torch.Tensor) -> torch.Tensor:
-    """This rank's band of all its fields from the whole maps that its domain peers decoded.
-
-    Args:
-        config: The architecture.
-        mesh: This rank's mesh.
-        maps: The fields of `fields_to_read`, all model rows, [F_read, Y, X].
-
-    Returns:
-        [F_j, Y_i, X].
-
-    Communication:
-        One all-to-all over domain.
-    """
-    peers = [mesh.at(index, mesh.tensor.index) for index in range(mesh.domain.size)]
-    own_rows = sample_pieces(config, mesh).rows
-    outgoing = [maps[:, sample_pieces(config, peer).rows] for peer in peers]
-    shapes = [
-        (len(fields_to_read(config, peer)), own_rows.stop - own_rows.start, maps.shape[2])
-        for peer in peers
-    ]
-    return torch.cat(all_to_all(mesh, outgoing, shapes, "domain"))
 
 
 def held_fields(config: ModelConfig, pieces: Pieces) -> tuple[Field, ...]:

@@ -229,11 +229,10 @@ def test_damaged_packing_is_refused_by_message(tmp_path: Path) -> None:
         list(source.read(source.records()))
 
 
-@pytest.mark.parametrize("edition", [1, 2])
-def test_a_flipped_bit_is_refused_or_gives_a_field(tmp_path: Path, edition: int) -> None:
+def test_a_flipped_bit_is_refused_or_gives_a_field(tmp_path: Path) -> None:
     """Whatever the bit, reading ends with values or with a DataError, never in another way."""
-    whole = message(temperature_map(), edition)
-    rng = np.random.default_rng(edition)
+    whole = message(temperature_map(), edition=1)
+    rng = np.random.default_rng(1)
     num_refused = 0
     for bit in rng.integers(0, 8 * 200, 150):
         data = bytearray(whole)
