@@ -3,6 +3,7 @@
 Imported by processes of their own: nothing here needs torch, whose import takes seconds.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -103,7 +104,9 @@ def start_worker(work: Work, stop: Event) -> None:
     _work, _stop = work, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    parent = multiprocessing.parent_process()  # who may have ended before this came so far
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
