@@ -3,16 +3,13 @@
 Imported by processes of their own: nothing here needs torch, whose import takes seconds.
 """
 
-import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from time import sleep
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +27,9 @@ from jigsaw_forecast.data.training_store import CHECKSUM, PROGRESS_FOLDER, VALUE
 from jigsaw_forecast.errors import DataError, OutputError, StoppedError
 from jigsaw_forecast.fields import plausible_range
 from jigsaw_forecast.grid import area_weights
+from jigsaw_forecast.parallel.workers import end_with_parent
 
 READ_BYTES = 1 << 28  # of source values that a worker reads at once, where more than a shard
-PARENT_CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -104,16 +101,7 @@ def start_worker(work: Work, stop: Event) -> None:
     _work, _stop = work, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()  # who may have ended before this came so far
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process once its parent was killed: nobody else would tell it."""
-    while os.getppid() == parent:
-        sleep(PARENT_CHECK_S)
-    os._exit(1)
+    end_with_parent()
 
 
 def convert_run_in_worker(shards: list[int]) -> int:

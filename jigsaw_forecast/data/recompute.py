@@ -23,6 +23,7 @@ from jigsaw_forecast.errors import DataError, StoppedError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.grid import area_weights
 from jigsaw_forecast.log import Progress
+from jigsaw_forecast.parallel.workers import end_with_parent
 
 _log = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ def _run_tasks(request: StatisticsRequest, store: Store, indices: Indices) -> li
                 progress.advance()
             return parts
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(request.num_processes, len(tasks)), context)
+        pool = ProcessPoolExecutor(min(request.num_processes, len(tasks)), context, end_with_parent)
         try:
             for done in as_completed([pool.submit(_read_task, task) for task in tasks]):
                 parts.append(done.result())

@@ -13,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
-from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import LocalStore
 
 from jigsaw_forecast.data.conventions import levels_hpa
 from jigsaw_forecast.data.conversions import to_si
+from jigsaw_forecast.data.counting_store import CountingStore
 from jigsaw_forecast.data.map_chunks import MapChunks, find_codec
 from jigsaw_forecast.data.store import (
     Array,
@@ -41,21 +40,6 @@ LEVEL_DIM = "level"
 LATITUDE_DIM = "latitude"
 _DIGEST_HEAD_BYTES = 65536  # of the first and the last chunk of each variable
 _PRESSURE = "mean_sea_level_pressure"  # whose units levels may be in
-
-
-class _CountingStore(WrapperStore[LocalStore]):
-    """Counts the bytes that are read."""
-
-    def __init__(self, store: LocalStore) -> None:
-        super().__init__(store)
-        self.bytes_read = 0
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        found = await super().get(key, prototype, byte_range)
-        self.bytes_read += len(found) if found is not None else 0
-        return found
 
 
 class WeatherStore(Store):
@@ -90,7 +74,7 @@ class WeatherStore(Store):
                 f"`jigsaw-forecast data nature-run {path}`"
             )
         try:
-            files = _CountingStore(LocalStore(path, read_only=True))
+            files = CountingStore(LocalStore(path, read_only=True))
             self._data = xr.open_zarr(files, chunks=None, consolidated=is_consolidated(path))
             group = zarr.open_group(files, mode="r", use_consolidated=False)
         except (OSError, ValueError, KeyError) as error:

@@ -14,31 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
-from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import LocalStore
 
 from jigsaw_forecast.data.array_source import ArraySource, FieldArray, Selection
+from jigsaw_forecast.data.counting_store import CountingStore
 from jigsaw_forecast.errors import DataError
 
 AnyArray = zarr.Array[Any]
 
 _SCALING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
-
-
-class _CountingStore(WrapperStore[LocalStore]):
-    """Counts the bytes that are read."""
-
-    def __init__(self, store: LocalStore) -> None:
-        super().__init__(store)
-        self.bytes_read = 0
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        found = await super().get(key, prototype, byte_range)
-        self.bytes_read += len(found) if found is not None else 0
-        return found
 
 
 class ZarrSource(ArraySource):
@@ -50,7 +34,7 @@ class ZarrSource(ArraySource):
         Raises:
             DataError: The store is damaged or its times cannot be decoded.
         """
-        self._store = _CountingStore(LocalStore(path, read_only=True))
+        self._store = CountingStore(LocalStore(path, read_only=True))
         try:
             dataset = xr.open_zarr(
                 self._store,

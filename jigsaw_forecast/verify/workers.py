@@ -2,10 +2,7 @@
 
 import logging
 import multiprocessing
-import os
 import signal
-import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,14 +11,13 @@ from pathlib import Path
 
 from jigsaw_forecast import log
 from jigsaw_forecast.errors import StoppedError
+from jigsaw_forecast.parallel.workers import end_with_parent
 from jigsaw_forecast.verify.pieces import Piece, Unit
 from jigsaw_forecast.verify.request import ScorePlan
 from jigsaw_forecast.verify.scoring import Scorer
 from jigsaw_forecast.verify.sources import Sources
 
 _log = logging.getLogger(__name__)
-_PARENT_CHECK_PERIOD_S = 0.5
-_EXIT_STOPPED = 3
 PIECE_SUFFIX = ".npz"
 _worker: "_Worker | None" = None
 
@@ -100,7 +96,7 @@ def _in_processes(
         number,
         mp_context=multiprocessing.get_context("spawn"),  # zarr keeps threads, which fork breaks
         initializer=_start,
-        initargs=(plan, folder, digest, number, os.getpid()),
+        initargs=(plan, folder, digest, number),
     )
     before = set(multiprocessing.active_children())
     try:
@@ -119,17 +115,11 @@ def _in_processes(
             child.terminate()
 
 
-def _start(plan: ScorePlan, folder: Path, digest: str, number: int, parent: int) -> None:
+def _start(plan: ScorePlan, folder: Path, digest: str, number: int) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    end_with_parent()
     _worker = _Worker(Scorer(plan, num_processes=number), folder, digest)
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_PARENT_CHECK_PERIOD_S)
-    os._exit(_EXIT_STOPPED)
 
 
 def _do(unit: Unit) -> int:
