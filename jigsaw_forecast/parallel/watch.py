@@ -96,6 +96,7 @@ class Watch:
         self._notice: _Notice | None = None
         self._told = False
         self._has_dumped = False
+        self._has_failed = False
         self._ended = threading.Event()
         self._shared_store = store
         self._store = PrefixStore(_prefix(), _connect(store))
@@ -167,6 +168,7 @@ class Watch:
         Raises:
             StoppedError: Another rank has ended. Any other failure is left to the caller.
         """
+        self._has_failed = True
         # Where this project's own launcher started the ranks, it knows more, the signal, and is
         # given the time to say so and to stop this rank.
         found = self.explain(name, at_once=not launch.launched_here())
@@ -193,7 +195,9 @@ class Watch:
         wait, waited_s, outlived_s = (0, ""), 0.0, 0.0
         while not self._ended.wait(GUARD_PERIOD_S):
             now = (self.num_begun, self.waits_in)
-            waited_s = waited_s + GUARD_PERIOD_S if now == wait and self.waits_in else 0.0
+            # A collective that has failed waits no more: looking for the cause is no wait in it.
+            is_waiting = now == wait and self.waits_in and not self._has_failed
+            waited_s = waited_s + GUARD_PERIOD_S if is_waiting else 0.0
             outlived_s += GUARD_PERIOD_S if self._notice else 0.0
             wait = now
             if waited_s > self._timeout_s:
