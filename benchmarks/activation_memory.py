@@ -75,10 +75,10 @@ def allowed_bytes(
     chunks = 0.0
     if domain > 1:
         columns = batch_size * channels // tensor
-        chunks = rows * channels / tensor / len(chunk_ranges(columns, num_chunks, domain))
+        chunks = rows * channels / tensor / len(chunk_ranges(columns, num_chunks, travels=True))
     if tensor > 1:
         gathered = rows // domain
-        by_channel = rows * channels / domain / len(chunk_ranges(gathered, num_chunks, tensor))
+        by_channel = rows * channels / domain / len(chunk_ranges(gathered, num_chunks, travels=True))
         chunks = max(chunks, by_channel)
     weights = 0.0
     if tensor > 1:

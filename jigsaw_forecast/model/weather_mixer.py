@@ -5,6 +5,7 @@ The model's shape is written here once; how each product runs on a mesh is in
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ from jigsaw_forecast.parallel.norms import sharded_layer_norm
 from jigsaw_forecast.parallel.products import Scheme, channel_mixing, token_mixing
 from jigsaw_forecast.parallel.weights import (
     Gathering,
+    Lookahead,
     Weight,
-    announce,
     gather_vectors,
     gather_weight,
 )
@@ -197,17 +198,11 @@ class MixerBlock(ShardedModule):
         )
         self.add_piece("channel_b2", Layout((c,), *_OVER_TENSOR_THEN_DOMAIN))
 
-    def gatherings(
-        self, dtype: torch.dtype, before: tuple[Gathering, Gathering] | None
-    ) -> tuple[Gathering, Gathering]:
-        """The weights of token and of channel mixing; `before` are the block in front's."""
-        names = ("token_w1", "token_w2"), ("channel_w1", "channel_w2")
-        fronts = [(front,) for front in before] if before else [(), ()]
-        token, channel = (
-            Gathering(self.mesh, dtype, [self.weight(name) for name in pair], front)
-            for pair, front in zip(names, fronts, strict=True)
-        )
-        return token, channel
+    def gatherings(self, dtype: torch.dtype) -> tuple[Gathering, Gathering]:
+        """The weights of token and of channel mixing."""
+        token = [self.weight(name) for name in ("token_w1", "token_w2")]
+        channel = [self.weight(name) for name in ("channel_w1", "channel_w2")]
+        return Gathering(self.mesh, dtype, token), Gathering(self.mesh, dtype, channel)
 
     def mix_tokens(
         self,
@@ -342,13 +337,13 @@ class PatchHead(ShardedModule):
         )
         self.register_buffer("count", self._count(), persistent=False)
 
-    def gathering(self, dtype: torch.dtype, before: tuple[Gathering, ...]) -> Gathering:
+    def gathering(self, dtype: torch.dtype) -> Gathering:
         """The weights of state and diagnostics as one matrix."""
         joined = self.joined
         matrix = torch.cat([self.state, self.diagnostic]) if joined is None else joined
         matrix = matrix.flatten(0, 1)
         layout = Layout((matrix.shape[0], self.config.channels), (), (Cut(1, "domain"),))
-        return Gathering(self.mesh, dtype, [Weight(matrix, layout, self.is_resident)], before)
+        return Gathering(self.mesh, dtype, [Weight(matrix, layout, self.is_resident)])
 
     def forward(
         self,
@@ -476,25 +471,18 @@ class WeatherMixer(nn.Module):
         dtype = self.compute_dtype
         scheme = Scheme(self.mesh, dtype, self.num_chunks, self.recompute_hidden)
         embedding = self.embed.gathering(dtype)
-        layers: list[tuple[Gathering, Gathering]] = []
-        for block in self._blocks():
-            layers.append(block.gatherings(dtype, layers[-1] if layers else None))
-        heading = self.head.gathering(dtype, layers[-1])
+        mixing = [block.gatherings(dtype) for block in self._blocks()]
+        heading = self.head.gathering(dtype)
 
         vectors = self._gather_vectors()  # needed first: not to wait behind the matrices
-        embed_pieces = announce(embedding)
-        token_pieces, channel_pieces = (announce(weights) for weights in layers[0])
+        ahead = Lookahead([embedding, *itertools.chain(*mixing), heading])
         maps = torch.cat([state, forcing], dim=1)
-        x = self.embed(scheme, embedding, embed_pieces, vectors, maps)
-        # The next block's weights travel over the axis that this mixing's activations leave free.
-        for block, (token, channel), (next_token, next_channel) in zip(
-            self._blocks(), layers, [*layers[1:], (None, heading)], strict=True
-        ):
-            own, token_pieces = token_pieces, announce(next_token) if next_token else ()
-            x = block.mix_tokens(scheme, token, own, vectors, x)
-            own, channel_pieces = channel_pieces, announce(next_channel)
-            x = block.mix_channels(scheme, channel, own, vectors, x)
-        tendency, diagnostics, blend = self.head(scheme, heading, channel_pieces, vectors, x)
+        x = self.embed(scheme, embedding, ahead.pieces(embedding), vectors, maps)
+        for block, (token, channel) in zip(self._blocks(), mixing, strict=True):
+            x = block.mix_tokens(scheme, token, ahead.pieces(token), vectors, x)
+            x = block.mix_channels(scheme, channel, ahead.pieces(channel), vectors, x)
+        pieces = ahead.pieces(heading)
+        tendency, diagnostics, blend = self.head(scheme, heading, pieces, vectors, x)
         keep = (1.0 - blend)[:, None, None]
         scale = self.tendency_scale[:, None, None]
         return torch.addcmul(state * keep, tendency, scale), diagnostics

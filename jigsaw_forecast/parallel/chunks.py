@@ -16,19 +16,28 @@ MIN_CHUNK_LENGTH = 128
 MAX_CHUNKS = 8
 
 
-def chunk_ranges(length: int, num_chunks: int | None, num_ranks: int) -> list[slice]:
+def chunk_ranges(
+    length: int, num_chunks: int | None, travels: bool, weights_travel: bool = False
+) -> list[slice]:
     """Where to cut a dim of this length.
 
     Args:
         length: Of the dim that the product does not contract.
-        num_chunks: How many; None for as many as have `MIN_CHUNK_LENGTH`, at most `MAX_CHUNKS`,
-            and one where nothing travels.
-        num_ranks: Size of the axis that the chunks travel over.
+        num_chunks: How many; None for as many as have `MIN_CHUNK_LENGTH`, at most `MAX_CHUNKS`.
+            Where the activations stay, two if weights travel meanwhile, else one.
+        travels: Whether the chunks travel.
+        weights_travel: Whether the product's weights do.
     """
     if num_chunks is None:
-        num_chunks = 1 if num_ranks == 1 else min(length // MIN_CHUNK_LENGTH, MAX_CHUNKS)
+        most = MAX_CHUNKS if travels else 2 if weights_travel else 1
+        num_chunks = min(length // MIN_CHUNK_LENGTH, most)
     num_chunks = max(1, min(num_chunks, length))
     return [split_range(length, num_chunks, index) for index in range(num_chunks)]
+
+
+def half(chunks: list[slice]) -> int:
+    """Which chunk is the last one of the first half."""
+    return (len(chunks) - 1) // 2
 
 
 class GatheredChunks:

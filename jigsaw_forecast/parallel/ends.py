@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
-from jigsaw_forecast.parallel.chunks import GatheredChunks, ScatteredChunks
+from jigsaw_forecast.parallel.chunks import GatheredChunks, ScatteredChunks, half
 from jigsaw_forecast.parallel.norms import NormGradients, layer_norm
 from jigsaw_forecast.parallel.products import (
     Scheme,
@@ -29,7 +29,7 @@ class _Embed(Function):
         ctx: Any, scheme: Scheme, weights: Gathering, patches: Tensor, *_: Tensor
     ) -> Tensor:
         mesh, rows = scheme.mesh, patches.flatten(0, 1).to(scheme.dtype)
-        parts = scheme.chunks(rows.shape[0], "tensor")
+        parts = scheme.chunks(rows.shape[0], "tensor", weights)
         (weight,) = weights.take()
         num_channels = weight.whole.shape[0] // mesh.tensor.size
         result = patches.new_empty((rows.shape[0], num_channels))
@@ -43,24 +43,26 @@ class _Embed(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        scheme: Scheme = ctx.scheme
+        scheme, weights = ctx.scheme, ctx.weights
         (patches,) = ctx.saved_tensors
         rows, grad_rows = patches.flatten(0, 1), grad.contiguous().flatten(0, 1)
-        parts = scheme.chunks(rows.shape[0], "tensor")
+        parts = scheme.chunks(rows.shape[0], "tensor", weights)
         grads = GatheredChunks(parts, lambda part: gather_channels(scheme, grad_rows[part]))
         is_wanted = ctx.needs_input_grad[2]
-        weight = ctx.weights.turn_back()[0] if is_wanted else None
+        weight = weights.take_one(0) if is_wanted else None
         grad_patches = torch.empty_like(rows) if is_wanted else None
-        (grad_weight,) = ctx.weights.products()
-        for part in parts:
+        grad_weight = weights.product(0)
+        for index, part in enumerate(parts):
             full_grad = grads.take()
             grad_weight.add(full_grad.mT, rows[part].to(scheme.dtype))
             if weight is not None and grad_patches is not None:
                 grad_patches[part] = weight.back_to_rows(full_grad)
-        piece_grads = ctx.weights.scatter([grad_weight])
+            if index == half(parts):
+                weights.half_done(0)
+        piece_grad = weights.scatter(0, grad_weight)
         if grad_patches is not None:
             grad_patches = grad_patches.view_as(patches)
-        return None, None, grad_patches, *piece_grads
+        return None, None, grad_patches, piece_grad
 
 
 def embed(
@@ -96,7 +98,7 @@ class _Head(Function):
         *_: Tensor,
     ) -> Tensor:
         rows = x.flatten(0, 1)
-        parts = scheme.chunks(rows.shape[0], "tensor")
+        parts = scheme.chunks(rows.shape[0], "tensor", weights)
         channels = GatheredChunks(parts, lambda part: gather_channels(scheme, rows[part]))
         (weight,) = weights.take()
         result = x.new_empty((rows.shape[0], weight.blocks[0].shape[0]))
@@ -109,26 +111,28 @@ class _Head(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        scheme: Scheme = ctx.scheme
+        scheme, weights = ctx.scheme, ctx.weights
         x, scale, shift = ctx.saved_tensors
         rows, grad_rows = x.flatten(0, 1), grad.flatten(0, 1).to(scheme.dtype)
-        parts = scheme.chunks(rows.shape[0], "tensor")
+        parts = scheme.chunks(rows.shape[0], "tensor", weights)
         channels = GatheredChunks(parts, lambda part: gather_channels(scheme, rows[part]))
-        (weight,) = ctx.weights.turn_back()
+        weight = weights.take_one(0)
         result = torch.empty_like(rows)
         sums = ScatteredChunks(lambda part, values: result[part].copy_(values))
-        (grad_weight,) = ctx.weights.products()
+        grad_weight = weights.product(0)
         norm_grads = NormGradients(scale, shift)
-        for part in parts:
+        for index, part in enumerate(parts):
             chunk = channels.take()
             normed, mean, inverse_std = layer_norm(chunk, scale, shift)
             grad_weight.add(grad_rows[part].mT, normed)
             grad_normed = weight.back_to_rows(grad_rows[part])
             grad_chunk = norm_grads.through(grad_normed, chunk, mean, inverse_std)
             sums.add(part, scatter_columns(scheme.mesh, grad_chunk))
-        piece_grads = ctx.weights.scatter([grad_weight])
+            if index == half(parts):
+                weights.half_done(0)
+        piece_grad = weights.scatter(0, grad_weight)
         sums.finish()
-        return None, None, result.view_as(x), norm_grads.scale, norm_grads.shift, *piece_grads
+        return None, None, result.view_as(x), norm_grads.scale, norm_grads.shift, piece_grad
 
 
 def head(

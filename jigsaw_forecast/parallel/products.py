@@ -19,8 +19,9 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from jigsaw_forecast.parallel.chunks import GatheredChunks, ScatteredChunks, chunk_ranges
+from jigsaw_forecast.parallel.chunks import GatheredChunks, ScatteredChunks, chunk_ranges, half
 from jigsaw_forecast.parallel.collectives import Pending, start_all_gather, start_reduce_scatter
+from jigsaw_forecast.parallel.columns import Columns
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.parallel.norms import NormGradients, layer_norm
 from jigsaw_forecast.parallel.weights import Gathering
@@ -45,9 +46,10 @@ class Scheme:
     num_chunks: int | None = None
     recompute_hidden: bool = False
 
-    def chunks(self, length: int, axis: str) -> list[slice]:
-        """The chunks of a dim that travel over an axis."""
-        return chunk_ranges(length, self.num_chunks, self.mesh.axis(axis).size)
+    def chunks(self, length: int, axis: str, weights: Gathering) -> list[slice]:
+        """The chunks of a dim that travel over an axis, each while another is multiplied."""
+        travels = self.mesh.axis(axis).size > 1
+        return chunk_ranges(length, self.num_chunks, travels, weights.travels)
 
 
 class _TokenMixing(Function):
@@ -59,7 +61,7 @@ class _TokenMixing(Function):
     ) -> Tensor:
         mesh, y = scheme.mesh, _token_major(y.to(scheme.dtype))
         bias = b1.to(scheme.dtype)[:, None]
-        parts = scheme.chunks(y.shape[1], "domain")
+        parts = scheme.chunks(y.shape[1], "domain", weights)
         tokens = GatheredChunks(parts, lambda part: _gather_tokens(mesh, y[:, part]))
         w1, w2 = weights.take()
         mixed = torch.empty_like(y)
@@ -82,31 +84,48 @@ class _TokenMixing(Function):
         mesh, weights = scheme.mesh, ctx.weights
         y, b1, *kept = ctx.saved_tensors
         out_grad = _token_major(grad.to(scheme.dtype))
-        parts = scheme.chunks(y.shape[1], "domain")
+        parts = scheme.chunks(y.shape[1], "domain", weights)
         grads = GatheredChunks(parts, lambda part: _gather_tokens(mesh, out_grad[:, part]))
         tokens = GatheredChunks(parts, lambda part: _gather_tokens(mesh, y[:, part]))
-        w1, w2 = weights.turn_back()
-        grad_y = torch.empty_like(y)
+        weights.turn_back()
+        w1 = weights.take_one(0) if scheme.recompute_hidden else None
+        w2 = weights.take_one(1)
+        grad_w1, grad_w2 = weights.product(0), weights.product(1)
+        grad_y, grad_b1 = torch.empty_like(y), torch.zeros_like(b1)
         sums = ScatteredChunks(lambda part, values: grad_y[:, part].copy_(values))
-        grad_w1, grad_w2 = weights.products()
-        grad_b1 = torch.zeros_like(b1)
+
+        def through_w1(w1: Columns, part: slice, chunk: Tensor, grad_hidden: Tensor) -> None:
+            grad_b1.add_(grad_hidden.sum(1, dtype=b1.dtype))
+            grad_w1.add(grad_hidden, chunk.mT)
+            partial = w1.transposed_times(grad_hidden)
+            sums.add(part, start_reduce_scatter(mesh, partial, "domain", "activations"))
+
         for index, part in enumerate(parts):
-            full_grad, chunk = grads.take(), tokens.take()
-            if scheme.recompute_hidden:
+            full_grad = grads.take()
+            if w1 is not None:
+                chunk = tokens.take()
                 hidden = w1.times(chunk, b1.to(scheme.dtype)[:, None])
             else:
                 hidden = kept[index]
             grad_w2.add(full_grad, F.gelu(hidden).mT)
-            grad_hidden = torch.ops.aten.gelu_backward(w2.transposed_times(full_grad), hidden)
+            grad_hidden = _through_gelu(w2.transposed_times(full_grad), hidden)
             del full_grad, hidden
-            grad_b1 += grad_hidden.sum(1, dtype=b1.dtype)
-            grad_w1.add(grad_hidden, chunk.mT)
-            del chunk
-            partial = w1.transposed_times(grad_hidden)
-            sums.add(part, start_reduce_scatter(mesh, partial, "domain", "activations"))
-            del grad_hidden, partial
-        del w1, w2
-        piece_grads = weights.scatter([grad_w1, grad_w2])
+            if w1 is not None:
+                through_w1(w1, part, chunk, grad_hidden)
+                del chunk
+            del grad_hidden
+            if index == half(parts):
+                weights.half_done(0 if w1 is not None else 1)
+        del w2
+        piece_grad_w2 = weights.scatter(1, grad_w2)
+        if w1 is None:
+            w1 = weights.take_one(0)
+            for index, part in enumerate(parts):
+                through_w1(w1, part, tokens.take(), kept[index])
+                if index == half(parts):
+                    weights.half_done(0)
+        del w1
+        piece_grads = weights.scatter(0, grad_w1), piece_grad_w2
         sums.finish()
         grad_y = _sample_major(grad_y, grad.shape).to(ctx.dtype)
         return None, None, grad, grad_y, grad_b1, *piece_grads
@@ -153,7 +172,7 @@ class _ChannelMixing(Function):
         *_: Tensor,
     ) -> Tensor:
         mesh, rows = scheme.mesh, x.flatten(0, 1)
-        parts = scheme.chunks(rows.shape[0], "tensor")
+        parts = scheme.chunks(rows.shape[0], "tensor", weights)
         channels = GatheredChunks(parts, lambda part: gather_channels(scheme, rows[part]))
         w1, w2 = weights.take()
         result = torch.empty_like(rows)
@@ -180,39 +199,56 @@ class _ChannelMixing(Function):
         mesh, weights = scheme.mesh, ctx.weights
         x, scale, shift, b1, *kept = ctx.saved_tensors
         rows, grad_rows = x.flatten(0, 1), grad.contiguous().flatten(0, 1)
-        parts = scheme.chunks(rows.shape[0], "tensor")
+        parts = scheme.chunks(rows.shape[0], "tensor", weights)
         grads = GatheredChunks(parts, lambda part: gather_channels(scheme, grad_rows[part]))
         channels = GatheredChunks(parts, lambda part: gather_channels(scheme, rows[part]))
-        w1, w2 = weights.turn_back()
+        weights.turn_back()
+        w1 = weights.take_one(0) if scheme.recompute_hidden else None
+        w2 = weights.take_one(1)
+        grad_w1, grad_w2 = weights.product(0), weights.product(1)
+        grad_b1, norm_grads = torch.zeros_like(b1), NormGradients(scale, shift)
         result = torch.empty_like(rows)
 
         def put(part: slice, grad_x: Tensor) -> None:
             torch.add(grad_rows[part], grad_x, out=result[part])
 
         sums = ScatteredChunks(put)
-        grad_w1, grad_w2 = weights.products()
-        grad_b1, norm_grads = torch.zeros_like(b1), NormGradients(scale, shift)
-        for index, part in enumerate(parts):
-            full_grad, chunk = grads.take(), channels.take()
+
+        def through_w1(w1: Columns, part: slice, chunk: Tensor, grad_hidden: Tensor) -> None:
             normed, mean, inverse_std = layer_norm(chunk, scale, shift)
-            if scheme.recompute_hidden:
-                hidden = w1.of_rows(normed, b1.to(scheme.dtype))
-            else:
-                hidden = kept[index]
-            grad_w2.add(full_grad.mT, F.gelu(hidden))
-            grad_hidden = torch.ops.aten.gelu_backward(w2.back_to_rows(full_grad), hidden)
-            del full_grad, hidden
-            grad_b1 += grad_hidden.sum(0, dtype=b1.dtype)
+            grad_b1.add_(grad_hidden.sum(0, dtype=b1.dtype))
             grad_w1.add(grad_hidden.mT, normed)
             del normed
             grad_normed = w1.back_to_rows(grad_hidden)
-            del grad_hidden
             grad_chunk = norm_grads.through(grad_normed, chunk, mean, inverse_std)
-            del grad_normed, chunk
             sums.add(part, scatter_columns(mesh, grad_chunk))
-            del grad_chunk
-        del w1, w2
-        piece_grads = weights.scatter([grad_w1, grad_w2])
+
+        for index, part in enumerate(parts):
+            full_grad = grads.take()
+            if w1 is not None:
+                chunk = channels.take()
+                hidden = w1.of_rows(layer_norm(chunk, scale, shift)[0], b1.to(scheme.dtype))
+            else:
+                hidden = kept[index]
+            grad_w2.add(full_grad.mT, F.gelu(hidden))
+            grad_hidden = _through_gelu(w2.back_to_rows(full_grad), hidden)
+            del full_grad, hidden
+            if w1 is not None:
+                through_w1(w1, part, chunk, grad_hidden)
+                del chunk
+            del grad_hidden
+            if index == half(parts):
+                weights.half_done(0 if w1 is not None else 1)
+        del w2
+        piece_grad_w2 = weights.scatter(1, grad_w2)
+        if w1 is None:
+            w1 = weights.take_one(0)
+            for index, part in enumerate(parts):
+                through_w1(w1, part, channels.take(), kept[index])
+                if index == half(parts):
+                    weights.half_done(0)
+        del w1
+        piece_grads = weights.scatter(0, grad_w1), piece_grad_w2
         sums.finish()
         grad_b2 = grad_rows.sum(0)
         grad_scale, grad_shift = norm_grads.scale, norm_grads.shift
@@ -246,6 +282,12 @@ def channel_mixing(
     """
     result: Tensor = _ChannelMixing.apply(scheme, weights, x, *norm, *biases, *pieces)
     return result
+
+
+def _through_gelu(grad: Tensor, hidden: Tensor) -> Tensor:
+    """The gradient of what went into GELU, in the place of `hidden`, which is not needed again."""
+    out: Tensor = torch.ops.aten.gelu_backward.grad_input(grad, hidden, grad_input=hidden)
+    return out
 
 
 def _token_major(x: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """Stored weights: gathered along their storage axes before use, gradients scattered after.
 
 A matrix computes cut over one axis and is stored cut over the other. Its gather is begun one layer
-ahead (`announce`) and ended where it is used (`Gathering.take`); in backward likewise, towards
-the front. Its gradient's reduce-scatter is begun where the gradient is made and ended when the
-layer in front turns to its own backward, at the latest when autograd wants the gradient: it runs
-later-made nodes first, so the node of `announce`, made before the layer in front, comes after it.
+ahead (`Lookahead`) and ended where it is used (`Gathering.take`); in backward one pass ahead,
+towards the front. Its gradient's reduce-scatter is begun where the gradient is made and ended half
+a pass later, at the latest when autograd wants the gradient: it runs later-made nodes first, so
+the node of `announce`, made before the layer in front, comes after it.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,124 +71,122 @@ def _steps(mesh: Mesh, layout: Layout) -> list[tuple[Cut, list[int]]]:
 class Gathering:
     """The matrices of one layer in one forward and its backward.
 
-    Attributes:
-        before: Gatherings of the layers in front, which backward begins when it is here.
+    Backward passes over a layer's activations once for each matrix, the last one first. While a
+    pass goes on, the matrix of the next one arrives and the gradient of the one before it leaves.
     """
 
-    def __init__(
-        self,
-        mesh: Mesh,
-        dtype: torch.dtype,
-        weights: Sequence[Weight],
-        before: Sequence["Gathering"] = (),
-    ) -> None:
+    def __init__(self, mesh: Mesh, dtype: torch.dtype, weights: Sequence[Weight]) -> None:
         """Begins nothing yet.
 
         Args:
             mesh: This rank's mesh.
             dtype: Of the products and of what travels.
             weights: Matrices, each stored cut over at most one axis of more than one rank.
-            before: Gatherings of the layers in front.
         """
         self.mesh = mesh
         self.dtype = dtype
-        self.before = tuple(before)
         self.pieces = tuple(weight.piece for weight in weights)
         steps = [[] if w.is_resident else _steps(mesh, w.layout) for w in weights]
         assert all(len(each) <= 1 for each in steps), "a matrix is stored cut over one axis"
         self._steps = [each[0] if each else None for each in steps]
-        self._gathers: list[Pending[Tensor] | Pending[list[Tensor]] | None] = []
+        self._gathers: dict[int, Pending[Tensor] | Pending[list[Tensor]]] = {}
         self._scatters: list[tuple[Pending[Tensor], Tensor]] = []
-        self._behind: Gathering | None = None  # whose gradients travel while this one waits
+        self._front: Gathering | None = None
+        self._behind: Gathering | None = None
+        self._is_behind_adjacent = False
 
     @property
     def travels(self) -> bool:
         """Whether anything is gathered at all."""
         return any(step is not None for step in self._steps)
 
-    def start(self) -> None:
-        """Begins the gathers, unless they are under way.
+    def follow(self, front: "Gathering", *, is_adjacent: bool) -> None:
+        """Notes the nearest layer in front whose weights travel too."""
+        self._front, front._behind = front, self
+        front._is_behind_adjacent = is_adjacent
+
+    def start(self, *matrices: int) -> None:
+        """Begins the gathers of some matrices, of all where none is named, unless under way.
 
         Communication:
             One all-gather for each matrix that is stored cut.
         """
-        if self._gathers or not self.travels:
-            return
-        self._gathers = [
-            None if step is None else self._start(piece.detach().to(self.dtype), *step)
-            for piece, step in zip(self.pieces, self._steps, strict=True)
-        ]
-
-    def _start(
-        self, piece: Tensor, cut: Cut, sizes: list[int]
-    ) -> Pending[Tensor] | Pending[list[Tensor]]:
-        """Begins one gather: rows are joined as they arrive, columns stay in parts."""
-        if cut.dim == 1:
-            return start_gather_parts(self.mesh, piece, cut.axis, cut.dim, "weights", sizes)
-        return start_all_gather(self.mesh, piece, cut.axis, cut.dim, "weights", sizes)
+        for index in matrices or range(len(self.pieces)):
+            step = self._steps[index]
+            if step is None or index in self._gathers:
+                continue
+            (cut, sizes), piece = step, self.pieces[index].detach().to(self.dtype)
+            # Rows are joined as they arrive, columns stay in parts.
+            begin = start_gather_parts if cut.dim == 1 else start_all_gather
+            self._gathers[index] = begin(self.mesh, piece, cut.axis, cut.dim, "weights", sizes)
 
     def take(self) -> list[Columns]:
-        """The parts that compute, in the products' dtype."""
+        """The parts that compute of all matrices, in the products' dtype."""
         self.start()
-        gathers = self._gathers or [None] * len(self.pieces)
-        self._gathers = []
-        matrices = []
-        for piece, pending in zip(self.pieces, gathers, strict=True):
-            arrived = piece.detach().to(self.dtype) if pending is None else pending.wait()
-            matrices.append(Columns([arrived] if isinstance(arrived, Tensor) else arrived))
-        return matrices
+        return [self.take_one(index) for index in range(len(self.pieces))]
 
-    def products(self) -> list[GrowingProduct]:
-        """Empty gradients of the parts that compute, laid out as they will be scattered."""
-        return [
-            GrowingProduct(step[1] if step is not None and step[0].dim == 1 else None)
-            for step in self._steps
-        ]
+    def take_one(self, index: int) -> Columns:
+        """The part that computes of one matrix, in the products' dtype."""
+        self.start(index)
+        if self._steps[index] is None:
+            return Columns([self.pieces[index].detach().to(self.dtype)])
+        arrived = self._gathers.pop(index).wait()
+        return Columns([arrived] if isinstance(arrived, Tensor) else arrived)
 
-    def turn_back(self) -> list[Columns]:
-        """The parts that compute, in backward; the gathers of the layers in front begin.
+    def turn_back(self) -> None:
+        """Begins the gathers for this layer's backward.
 
-        What the layer behind sent has had a layer's time to travel and is taken in now, so that
-        the gradients of two layers are never on their way at once.
+        What the layer behind sent is taken in first, where it has had another layer's time to
+        travel.
         """
-        if self._behind is not None:
-            self._behind.finish_scatter()
-            self._behind = None
-        matrices = self.take()
-        for gathering in self.before:
-            gathering.start()
-        return matrices
+        if not self._is_behind_adjacent:
+            self._receive_from_behind()
+        self.start()
 
-    def scatter(self, products: Sequence[GrowingProduct]) -> list[Tensor]:
-        """Begins to sum the gradients of the parts computed; returns those of the pieces.
+    def half_done(self, index: int) -> None:
+        """Half of the pass for a matrix is done: what was sent before the pass is taken in.
 
-        What travels is returned empty; `finish_scatter` puts the sum there.
+        In the last pass of the layer, the gather for the first one of the layer in front begins.
+        """
+        self._receive_from_behind()
+        self.finish_scatters()
+        if index == 0 and self._front is not None:
+            self._front.start(len(self._front.pieces) - 1)
+
+    def product(self, index: int) -> GrowingProduct:
+        """An empty gradient of the part that computes, laid out as it will be scattered."""
+        step = self._steps[index]
+        return GrowingProduct(step[1] if step is not None and step[0].dim == 1 else None)
+
+    def scatter(self, index: int, product: GrowingProduct) -> Tensor:
+        """Begins to sum the gradient of the part computed; returns that of the piece.
+
+        What travels is returned empty; `finish_scatters` puts the sum there.
 
         Communication:
-            One reduce-scatter for each matrix that is stored cut.
+            One reduce-scatter where the matrix is stored cut.
         """
-        assert not self._scatters
-        results = []
-        for piece, step, product in zip(self.pieces, self._steps, products, strict=True):
-            gradient = product.value()
-            if step is None:
-                results.append(gradient.to(piece.dtype))
-                continue
-            cut, sizes = step
-            if cut.dim == 1:
-                sizes = [piece.shape[0] * width for width in sizes]
-            pending = start_reduce_scatter(self.mesh, gradient, cut.axis, "weights", sizes)
-            results.append(torch.empty_like(piece))
-            self._scatters.append((pending, results[-1]))
-        if self.before and self._scatters:
-            self.before[0]._behind = self
-        return results
+        gradient, piece, step = product.value(), self.pieces[index], self._steps[index]
+        if step is None:
+            return gradient.to(piece.dtype)
+        cut, sizes = step
+        if cut.dim == 1:
+            sizes = [piece.shape[0] * width for width in sizes]
+        pending = start_reduce_scatter(self.mesh, gradient, cut.axis, "weights", sizes)
+        result = torch.empty_like(piece)
+        self._scatters.append((pending, result))
+        return result
 
-    def finish_scatter(self) -> None:
+    def finish_scatters(self) -> None:
         """Ends what `scatter` began, unless it has ended, and fills what it returned."""
         scatters, self._scatters = self._scatters, []
         for pending, gradient in scatters:
             gradient.copy_(pending.wait().view_as(gradient))
+
+    def _receive_from_behind(self) -> None:
+        if self._behind is not None:
+            self._behind.finish_scatters()
+            self._behind = None
 
 
 class _Announce(Function):
@@ -201,14 +200,12 @@ class _Announce(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        ctx.gathering.finish_scatter()
+        ctx.gathering.finish_scatters()
         return (None, *gradients)
 
 
 def announce(gathering: Gathering) -> tuple[Tensor, ...]:
     """The pieces to differentiate by; their gather begins now.
-
-    Call it one layer ahead of the layer that takes the weights.
 
     Communication:
         Forward: the gathers of `Gathering.start`, awaited by `take`. Backward: ends the
@@ -218,6 +215,36 @@ def announce(gathering: Gathering) -> tuple[Tensor, ...]:
         return gathering.pieces
     pieces: tuple[Tensor, ...] = _Announce.apply(gathering, *gathering.pieces)
     return pieces
+
+
+class Lookahead:
+    """Announces the weights of each layer that travel while the one before them computes."""
+
+    def __init__(self, layers: Sequence[Gathering]) -> None:
+        """Takes the model's layers in order and announces the first whose weights travel.
+
+        Backward looks ahead likewise, but for the first layer of all: whether it wants its
+        weights depends on whether the model's input is differentiated.
+        """
+        places = [place for place, layer in enumerate(layers) if layer.travels]
+        for front, place in itertools.pairwise(places):
+            if front > 0:
+                layers[place].follow(layers[front], is_adjacent=place == front + 1)
+        self._waiting = [layers[place] for place in reversed(places)]
+        self._announced: tuple[Tensor, ...] = ()
+        self._announce_next()
+
+    def pieces(self, layer: Gathering) -> tuple[Tensor, ...]:
+        """The pieces of the layer whose turn it is; the next one's gather begins."""
+        if not layer.travels:
+            return layer.pieces
+        pieces = self._announced
+        self._announce_next()
+        return pieces
+
+    def _announce_next(self) -> None:
+        if self._waiting:
+            self._announced = announce(self._waiting.pop())
 
 
 class _GatherVectors(Function):
