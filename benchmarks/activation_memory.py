@@ -78,8 +78,8 @@ def allowed_bytes(
         chunks = rows * channels / tensor / len(chunk_ranges(columns, num_chunks, travels=True))
     if tensor > 1:
         gathered = rows // domain
-        by_channel = rows * channels / domain / len(chunk_ranges(gathered, num_chunks, travels=True))
-        chunks = max(chunks, by_channel)
+        num_parts = len(chunk_ranges(gathered, num_chunks, travels=True))
+        chunks = max(chunks, rows * channels / domain / num_parts)
     weights = 0.0
     if tensor > 1:
         weights += 2 * config.num_tokens * config.token_hidden / domain
