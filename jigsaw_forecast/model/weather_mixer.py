@@ -22,11 +22,11 @@ from jigsaw_forecast.parallel.layout import Cut, Layout, split_range
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.parallel.norms import sharded_layer_norm
 from jigsaw_forecast.parallel.products import Scheme, channel_mixing, token_mixing
+from jigsaw_forecast.parallel.vectors import gather_vectors
 from jigsaw_forecast.parallel.weights import (
     Gathering,
     Lookahead,
     Weight,
-    gather_vectors,
     gather_weight,
 )
 

@@ -12,6 +12,7 @@ Token mixing works on matrices of tokens by (sample and channel), channel mixing
 On a mesh of one rank the same code runs with collectives that do nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from jigsaw_forecast.parallel.chunks import GatheredChunks, ScatteredChunks, chunk_ranges, half
 from jigsaw_forecast.parallel.collectives import Pending, start_all_gather, start_reduce_scatter
-from jigsaw_forecast.parallel.columns import Columns
+from jigsaw_forecast.parallel.columns import Columns, GrowingProduct
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.parallel.norms import NormGradients, layer_norm
 from jigsaw_forecast.parallel.weights import Gathering
@@ -87,12 +88,17 @@ class _TokenMixing(Function):
         parts = scheme.chunks(y.shape[1], "domain", weights)
         grads = GatheredChunks(parts, lambda part: _gather_tokens(mesh, out_grad[:, part]))
         tokens = GatheredChunks(parts, lambda part: _gather_tokens(mesh, y[:, part]))
-        weights.turn_back()
-        w1 = weights.take_one(0) if scheme.recompute_hidden else None
-        w2 = weights.take_one(1)
         grad_w1, grad_w2 = weights.product(0), weights.product(1)
         grad_y, grad_b1 = torch.empty_like(y), torch.zeros_like(b1)
         sums = ScatteredChunks(lambda part, values: grad_y[:, part].copy_(values))
+
+        def make_hidden(w1: Columns, chunk: Tensor) -> Tensor:
+            return w1.times(chunk, b1.to(scheme.dtype)[:, None])
+
+        def through_w2(w2: Columns, hidden: Tensor) -> None:
+            full_grad = grads.take()
+            grad_w2.add(full_grad, F.gelu(hidden).mT)
+            _through_gelu(w2.transposed_times(full_grad), hidden)
 
         def through_w1(w1: Columns, part: slice, chunk: Tensor, grad_hidden: Tensor) -> None:
             grad_b1.add_(grad_hidden.sum(1, dtype=b1.dtype))
@@ -100,32 +106,8 @@ class _TokenMixing(Function):
             partial = w1.transposed_times(grad_hidden)
             sums.add(part, start_reduce_scatter(mesh, partial, "domain", "activations"))
 
-        for index, part in enumerate(parts):
-            full_grad = grads.take()
-            if w1 is not None:
-                chunk = tokens.take()
-                hidden = w1.times(chunk, b1.to(scheme.dtype)[:, None])
-            else:
-                hidden = kept[index]
-            grad_w2.add(full_grad, F.gelu(hidden).mT)
-            grad_hidden = _through_gelu(w2.transposed_times(full_grad), hidden)
-            del full_grad, hidden
-            if w1 is not None:
-                through_w1(w1, part, chunk, grad_hidden)
-                del chunk
-            del grad_hidden
-            if index == half(parts):
-                weights.half_done(0 if w1 is not None else 1)
-        del w2
-        piece_grad_w2 = weights.scatter(1, grad_w2)
-        if w1 is None:
-            w1 = weights.take_one(0)
-            for index, part in enumerate(parts):
-                through_w1(w1, part, tokens.take(), kept[index])
-                if index == half(parts):
-                    weights.half_done(0)
-        del w1
-        piece_grads = weights.scatter(0, grad_w1), piece_grad_w2
+        steps = _Steps(make_hidden, through_w2, through_w1)
+        piece_grads = _pass_back(weights, parts, tokens, kept, steps, (grad_w1, grad_w2))
         sums.finish()
         grad_y = _sample_major(grad_y, grad.shape).to(ctx.dtype)
         return None, None, grad, grad_y, grad_b1, *piece_grads
@@ -202,9 +184,6 @@ class _ChannelMixing(Function):
         parts = scheme.chunks(rows.shape[0], "tensor", weights)
         grads = GatheredChunks(parts, lambda part: gather_channels(scheme, grad_rows[part]))
         channels = GatheredChunks(parts, lambda part: gather_channels(scheme, rows[part]))
-        weights.turn_back()
-        w1 = weights.take_one(0) if scheme.recompute_hidden else None
-        w2 = weights.take_one(1)
         grad_w1, grad_w2 = weights.product(0), weights.product(1)
         grad_b1, norm_grads = torch.zeros_like(b1), NormGradients(scale, shift)
         result = torch.empty_like(rows)
@@ -213,6 +192,14 @@ class _ChannelMixing(Function):
             torch.add(grad_rows[part], grad_x, out=result[part])
 
         sums = ScatteredChunks(put)
+
+        def make_hidden(w1: Columns, chunk: Tensor) -> Tensor:
+            return w1.of_rows(layer_norm(chunk, scale, shift)[0], b1.to(scheme.dtype))
+
+        def through_w2(w2: Columns, hidden: Tensor) -> None:
+            full_grad = grads.take()
+            grad_w2.add(full_grad.mT, F.gelu(hidden))
+            _through_gelu(w2.back_to_rows(full_grad), hidden)
 
         def through_w1(w1: Columns, part: slice, chunk: Tensor, grad_hidden: Tensor) -> None:
             normed, mean, inverse_std = layer_norm(chunk, scale, shift)
@@ -223,32 +210,8 @@ class _ChannelMixing(Function):
             grad_chunk = norm_grads.through(grad_normed, chunk, mean, inverse_std)
             sums.add(part, scatter_columns(mesh, grad_chunk))
 
-        for index, part in enumerate(parts):
-            full_grad = grads.take()
-            if w1 is not None:
-                chunk = channels.take()
-                hidden = w1.of_rows(layer_norm(chunk, scale, shift)[0], b1.to(scheme.dtype))
-            else:
-                hidden = kept[index]
-            grad_w2.add(full_grad.mT, F.gelu(hidden))
-            grad_hidden = _through_gelu(w2.back_to_rows(full_grad), hidden)
-            del full_grad, hidden
-            if w1 is not None:
-                through_w1(w1, part, chunk, grad_hidden)
-                del chunk
-            del grad_hidden
-            if index == half(parts):
-                weights.half_done(0 if w1 is not None else 1)
-        del w2
-        piece_grad_w2 = weights.scatter(1, grad_w2)
-        if w1 is None:
-            w1 = weights.take_one(0)
-            for index, part in enumerate(parts):
-                through_w1(w1, part, channels.take(), kept[index])
-                if index == half(parts):
-                    weights.half_done(0)
-        del w1
-        piece_grads = weights.scatter(0, grad_w1), piece_grad_w2
+        steps = _Steps(make_hidden, through_w2, through_w1)
+        piece_grads = _pass_back(weights, parts, channels, kept, steps, (grad_w1, grad_w2))
         sums.finish()
         grad_b2 = grad_rows.sum(0)
         grad_scale, grad_shift = norm_grads.scale, norm_grads.shift
@@ -284,10 +247,75 @@ def channel_mixing(
     return result
 
 
-def _through_gelu(grad: Tensor, hidden: Tensor) -> Tensor:
-    """The gradient of what went into GELU, in the place of `hidden`, which is not needed again."""
-    out: Tensor = torch.ops.aten.gelu_backward.grad_input(grad, hidden, grad_input=hidden)
-    return out
+@dataclass(frozen=True)
+class _Steps:
+    """What a backward does with one chunk.
+
+    Attributes:
+        make_hidden: From W1 and the gathered input, the hidden features before GELU.
+        through_w2: From W2 and the hidden features; leaves their gradient in their place.
+        through_w1: From W1, the chunk's place, its gathered input and the gradient of the hidden
+            features.
+    """
+
+    make_hidden: Callable[[Columns, Tensor], Tensor]
+    through_w2: Callable[[Columns, Tensor], None]
+    through_w1: Callable[[Columns, slice, Tensor, Tensor], None]
+
+
+def _pass_back(
+    weights: Gathering,
+    parts: list[slice],
+    inputs: GatheredChunks,
+    kept: list[Tensor],
+    steps: _Steps,
+    products: tuple[GrowingProduct, GrowingProduct],
+) -> tuple[Tensor, Tensor]:
+    """Backward through a pair of matrices; returns the gradients of their pieces.
+
+    One pass for W2, then one for W1, so that never more than three matrices and gradients of
+    gathered size are here at once. Where no hidden features were kept, making them takes W1 and
+    the input as well, and both passes are one.
+
+    Args:
+        weights: W1 and W2.
+        parts: The chunks.
+        inputs: Of the layer, gathered chunk by chunk.
+        kept: Hidden features before GELU, or nothing; overwritten.
+        steps: What is done with each chunk.
+        products: The growing gradients of W1 and W2.
+    """
+    weights.turn_back()
+    w2 = weights.take_one(1)
+    if not kept:
+        w1 = weights.take_one(0)
+        for index, part in enumerate(parts):
+            chunk = inputs.take()
+            hidden = steps.make_hidden(w1, chunk)
+            steps.through_w2(w2, hidden)
+            steps.through_w1(w1, part, chunk, hidden)
+            if index == half(parts):
+                weights.half_done(0)
+        del w1, w2
+        return weights.scatter(0, products[0]), weights.scatter(1, products[1])
+    for index, hidden in enumerate(kept):
+        steps.through_w2(w2, hidden)
+        if index == half(parts):
+            weights.half_done(1)
+    del w2
+    grad_w2 = weights.scatter(1, products[1])
+    w1 = weights.take_one(0)
+    for index, (part, grad_hidden) in enumerate(zip(parts, kept, strict=True)):
+        steps.through_w1(w1, part, inputs.take(), grad_hidden)
+        if index == half(parts):
+            weights.half_done(0)
+    del w1
+    return weights.scatter(0, products[0]), grad_w2
+
+
+def _through_gelu(grad: Tensor, hidden: Tensor) -> None:
+    """Puts the gradient of what went into GELU in its place: it is not needed again."""
+    torch.ops.aten.gelu_backward.grad_input(grad, hidden, grad_input=hidden)
 
 
 def _token_major(x: Tensor) -> Tensor:
