@@ -25,9 +25,9 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jigsaw_forecast.forecast.report import peak_memory_bytes
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
+from jigsaw_forecast.parallel.memory import peak_memory_bytes
 from jigsaw_forecast.parallel.mesh import Mesh, make_mesh, single_rank_mesh
 
 Tensor = torch.Tensor

@@ -98,15 +98,19 @@ def _measure(
     import torch
 
     from jigsaw_forecast.parallel.collectives import all_reduce_sum
+    from jigsaw_forecast.parallel.memory import restart_peak_memory
     from jigsaw_forecast.parallel.rates import matrix_rate
-    from jigsaw_forecast.train.bench import time_forecast, time_training
+    from jigsaw_forecast.train.bench import count_flops, time_forecast, time_training
 
     dtype = getattr(torch, precision)
     total = torch.tensor(matrix_rate(mesh.device, dtype), dtype=torch.float64, device=mesh.device)
     rate = float(all_reduce_sum(total, (mesh.domain, mesh.tensor, mesh.data)))
+    # what the counter imports with the first operation is no memory of a model
+    count_flops(lambda: torch.eye(2).mm(torch.eye(2)))
     rows = []
     for name in names:
         for kind in ("forecast", "training") if batch_size else ("forecast",):
+            before = restart_peak_memory(mesh.device)
             model, load_s = _make_model(name, mesh, dtype)
             if kind == "forecast":
                 if weights is Weights.RESIDENT:
@@ -118,7 +122,7 @@ def _measure(
             row["parameters"] = sum(
                 math.prod(layout.full_shape) for layout in model.layouts().values()
             )
-            row |= asdict(timing)
+            row |= asdict(timing) | {"memory_before_bytes": before}
             row["flops_per_second"] = timing.flops / timing.seconds
             row["share_of_matrix_rate"] = timing.flops / timing.seconds / rate
             rows.append(row)

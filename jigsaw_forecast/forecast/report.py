@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.parallel.collectives import gather_texts, together
+from jigsaw_forecast.parallel.memory import peak_memory_bytes
 from jigsaw_forecast.parallel.mesh import Mesh
 
 PHASES = ("start", "load", "read", "rollout", "write")
@@ -33,8 +34,8 @@ class RankReport:
     collectives_per_step: dict[str, dict[str, float]] = field(default_factory=dict)
     peak_buffer_bytes: int = 0  # most bytes held at once by collectives under way
     flops_per_step: int = 0
-    # main thread: exchange, wait (back-pressure), drain; output thread: encode, append, mark,
-    # restart
+    # main thread: exchange, wait (back-pressure), drain; output thread: join, encode, append,
+    # mark, restart
     output_seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -126,15 +127,6 @@ def _divided(total: Counts, number: int) -> dict[str, dict[str, float]]:
         axis: {name: count / number for name, count in counts.items()}
         for axis, counts in total.items()
     }
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The allocator's peak on a GPU; on a CPU the process's peak less what maps files."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    kibibytes = {name: int(status[name].split()[0]) for name in ("VmHWM", "RssFile")}
-    return (kibibytes["VmHWM"] - kibibytes["RssFile"]) * 1024
 
 
 def _process_age_s() -> float:

@@ -8,10 +8,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jigsaw_forecast.data.training_set import Batch
-from jigsaw_forecast.forecast.report import peak_memory_bytes
 from jigsaw_forecast.forecast.rollout import advance, blank_inputs, num_in
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.collectives import all_reduce_sum, barrier
+from jigsaw_forecast.parallel.memory import peak_memory_bytes
 from jigsaw_forecast.train.loss import loss_weights, rollout_loss
 from jigsaw_forecast.train.optimizer import AveragedWeights
 from jigsaw_forecast.train.weighting import LossWeighting
@@ -27,7 +27,7 @@ class Timing:
         seconds: Median of the timed steps, of the slowest rank.
         fastest, slowest: The extremes.
         flops: Of one step of the whole group.
-        peak_memory_bytes: This rank's, since the process began.
+        peak_memory_bytes: This rank's, since it was last restarted.
     """
 
     seconds: float
@@ -122,9 +122,8 @@ def time_training(model: WeatherMixer, batch_size: int, num_steps: int) -> Timin
 def _time(model: WeatherMixer, step: Callable[[], None], num_steps: int) -> Timing:
     mesh = model.mesh
     axes = (mesh.data, mesh.domain, mesh.tensor)
-    with FlopCounterMode(display=False) as counter:
-        step()  # warms up too
-    flops = torch.tensor(float(counter.get_total_flops()), dtype=torch.float64, device=mesh.device)
+    num_flops = count_flops(step)  # warms up too
+    flops = torch.tensor(float(num_flops), dtype=torch.float64, device=mesh.device)
     all_reduce_sum(flops, axes)
     seconds = []
     for _ in range(num_steps):
@@ -138,6 +137,13 @@ def _time(model: WeatherMixer, step: Callable[[], None], num_steps: int) -> Timi
     seconds.sort()
     peak = peak_memory_bytes(mesh.device)
     return Timing(seconds[len(seconds) // 2], seconds[0], seconds[-1], int(flops), peak)
+
+
+def count_flops(step: Callable[[], object]) -> int:
+    """Floating-point operations of a step on this rank."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
 
 
 def _synchronize(device: torch.device) -> None:

@@ -1,17 +1,15 @@
 """What training measures between two lines of metrics."""
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jigsaw_forecast.parallel.collectives import all_reduce_sum
+from jigsaw_forecast.parallel.memory import peak_memory_bytes
 from jigsaw_forecast.parallel.mesh import Mesh
 
 
@@ -152,16 +150,3 @@ class _Stopwatch:
             return self._seconds
         torch.cuda.synchronize()
         return float(sum(begin.elapsed_time(end) for begin, end in self._events)) / 1000.0
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory: the allocator's on a GPU, the high-water mark less mapped files on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        kilobytes = [int(lines[key].split()[0]) for key in ("VmHWM", "RssFile")]
-        return 1024 * (kilobytes[0] - kilobytes[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, kilobytes elsewhere

@@ -10,9 +10,10 @@ import torch
 
 from jigsaw_forecast import log
 from jigsaw_forecast.checkpoint.progress import format_bytes
+from jigsaw_forecast.parallel.memory import peak_memory_bytes
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.parallel.rates import matrix_rate
-from jigsaw_forecast.train.meter import Meter, peak_memory_bytes
+from jigsaw_forecast.train.meter import Meter
 from jigsaw_forecast.train.reporting import Display, StepReport
 
 if TYPE_CHECKING:
