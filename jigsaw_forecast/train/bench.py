@@ -143,7 +143,7 @@ def count_flops(step: Callable[[], object]) -> int:
     """Floating-point operations of a step on this rank."""
     with FlopCounterMode(display=False) as counter:
         step()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _synchronize(device: torch.device) -> None:

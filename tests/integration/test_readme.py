@@ -52,7 +52,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_readme_shows_each_command_of_the_tool() -> None:
     shown = {command.split()[1] for command in COMMANDS if command.startswith("jigsaw-forecast")}
     assert {"run", "train", "inspect", "plot", "selfcheck", "checkpoint", "data"} <= shown
-    assert {"plan", "bench"} <= shown
+    assert {"plan", "bench", "check", "score"} <= shown
     assert {"make forecast", "make test"} <= set(COMMANDS)
 
 
