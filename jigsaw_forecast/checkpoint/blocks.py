@@ -6,7 +6,7 @@ from math import lcm, prod
 
 from jigsaw_forecast.checkpoint.format import ITEM_BYTES, Block, Manifest, Part, block_bounds
 from jigsaw_forecast.model.config import ModelConfig, common_divisors
-from jigsaw_forecast.model.weather_mixer import sample_pieces
+from jigsaw_forecast.model.sample import sample_pieces
 from jigsaw_forecast.parallel.layout import Layout
 from jigsaw_forecast.parallel.mesh import Mesh
 

@@ -28,7 +28,8 @@ from jigsaw_forecast.data.weather_store import WeatherStore
 from jigsaw_forecast.errors import CheckpointError, GridError
 from jigsaw_forecast.fields import Field, plausible_range
 from jigsaw_forecast.model.config import ModelConfig
-from jigsaw_forecast.model.weather_mixer import WeatherMixer, initial_values
+from jigsaw_forecast.model.sharded import initial_values
+from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.mesh import single_rank_mesh
 
 NOTICE = "Untrained weights and placeholder statistics: forecasts of this model mean nothing."

@@ -115,9 +115,12 @@ def _measure(
             if kind == "forecast":
                 if weights is Weights.RESIDENT:
                     model.make_resident()
+                restart_peak_memory(mesh.device)  # what making the model took is no step's
                 timing = time_forecast(model.requires_grad_(False), num_steps)
             else:
-                timing = time_training(model.float().requires_grad_(True), batch_size, num_steps)
+                model.float().requires_grad_(True)
+                restart_peak_memory(mesh.device)
+                timing = time_training(model, batch_size, num_steps)
             row = {"preset": name, "step": kind, "load_seconds": load_s}
             row["parameters"] = sum(
                 math.prod(layout.full_shape) for layout in model.layouts().values()

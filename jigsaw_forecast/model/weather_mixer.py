@@ -4,21 +4,25 @@ The model's shape is written here once; how each product runs on a mesh is in
 `parallel.products`. Every parameter's layout is declared where the parameter is made.
 """
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from jigsaw_forecast.model.config import ModelConfig
-from jigsaw_forecast.parallel.ends import embed, head
-from jigsaw_forecast.parallel.halo import add_rows, pad_rows
-from jigsaw_forecast.parallel.layout import Cut, Layout, split_range
+from jigsaw_forecast.model.patches import PatchEmbed, PatchHead
+from jigsaw_forecast.model.sample import sample_pieces
+from jigsaw_forecast.model.sharded import (
+    OVER_DOMAIN_THEN_TENSOR,
+    OVER_TENSOR_THEN_DOMAIN,
+    STORED_OVER_BOTH,
+    Initial,
+    ShardedModule,
+)
+from jigsaw_forecast.parallel.layout import Cut, Layout
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.parallel.norms import sharded_layer_norm
 from jigsaw_forecast.parallel.products import Scheme, channel_mixing, token_mixing
@@ -27,144 +31,9 @@ from jigsaw_forecast.parallel.weights import (
     Gathering,
     Lookahead,
     Weight,
-    gather_weight,
 )
 
 Tensor = torch.Tensor
-
-# A matrix that computes cut over one axis is stored cut over the other.
-_OVER_DOMAIN_THEN_TENSOR = (Cut(0, "domain"),), (Cut(0, "tensor"),)
-_OVER_TENSOR_THEN_DOMAIN = (Cut(0, "tensor"),), (Cut(0, "domain"),)
-_STORED_OVER_BOTH = (), (Cut(0, "tensor"), Cut(0, "domain"))
-# Field groups are cut with the larger parts first, these two with the larger parts last, so that
-# the ranks' sums stay even; the sample and the weights must agree on it.
-FORCINGS_LARGER_LAST = True
-DIAGNOSTICS_LARGER_LAST = True
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """Which part of the sample a rank holds: slices into the config's lists and model rows."""
-
-    fields: slice
-    diagnostics: slice
-    forcings: slice
-    rows: slice
-    token_rows: slice
-
-
-def sample_pieces(config: ModelConfig, mesh: Mesh) -> Pieces:
-    """The part of the sample that this rank holds."""
-    tensor, domain = mesh.tensor, mesh.domain
-    token_rows = split_range(config.token_rows, domain.size, domain.index)
-
-    def group(length: int, *, larger_last: bool) -> slice:
-        return split_range(length, tensor.size, tensor.index, larger_last=larger_last)
-
-    return Pieces(
-        fields=group(len(config.fields), larger_last=False),
-        diagnostics=group(len(config.diagnostics), larger_last=DIAGNOSTICS_LARGER_LAST),
-        forcings=group(len(config.forcings), larger_last=FORCINGS_LARGER_LAST),
-        rows=slice(token_rows.start * config.patch[0], token_rows.stop * config.patch[0]),
-        token_rows=token_rows,
-    )
-
-
-@dataclass(frozen=True)
-class Initial:
-    """Initial values of a parameter: normal with deviation `std`, or all `fill` where it is 0."""
-
-    std: float = 0.0
-    fill: float = 0.0
-
-
-def initial_values(seed: int, name: str, shape: tuple[int, ...], initial: Initial) -> Tensor:
-    """The whole fresh tensor, float32 by default: seed and full name fix it, on any mesh."""
-    if initial.std == 0.0:
-        return torch.full(shape, initial.fill)
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    return torch.empty(shape).normal_(0.0, initial.std, generator=generator)
-
-
-class ShardedModule(nn.Module):
-    """A module whose parameters are this rank's pieces of larger tensors."""
-
-    def __init__(self, mesh: Mesh, seed: int | None, path: str) -> None:
-        """Starts without parameters.
-
-        Args:
-            mesh: This rank's mesh.
-            seed: Of the initial weights; with the full tensor's name it fixes every value, on
-                any mesh. None leaves the weights unset, to be loaded.
-            path: Name of this module in the model.
-        """
-        super().__init__()
-        self.mesh = mesh
-        self.seed = seed
-        self.path = path
-        self.layouts: dict[str, Layout] = {}
-        self.initials: dict[str, Initial] = {}
-        self.is_resident = False
-
-    def add_piece(self, name: str, layout: Layout, *, std: float = 0.0, fill: float = 0.0) -> None:
-        """Registers this rank's piece of a parameter.
-
-        Args:
-            name: Of the parameter in this module.
-            layout: How the whole tensor lies on the mesh.
-            std: Of the normal initial values; 0 for a constant.
-            fill: The constant.
-        """
-        initial = Initial(std, fill)
-        self.layouts[name], self.initials[name] = layout, initial
-        shape, device = layout.piece_shape(self.mesh), self.mesh.device
-        if self.seed is None or device.type == "meta":
-            piece = torch.empty(shape, device=device)
-        elif std == 0.0:
-            piece = torch.full(shape, fill, device=device)
-        else:
-            full = initial_values(self.seed, f"{self.path}{name}", layout.full_shape, initial)
-            piece = full[layout.piece_slices(self.mesh)].contiguous().to(device)
-        self.register_parameter(name, nn.Parameter(piece))
-
-    def weight(self, name: str) -> Weight:
-        """A parameter with what is needed to compute with it."""
-        return Weight(self.get_parameter(name), self.layouts[name], self.is_resident)
-
-    def vectors(self) -> dict[str, Weight]:
-        """The parameters of one dim, by their full name."""
-        return {
-            f"{self.path}{name}": self.weight(name)
-            for name, layout in self.layouts.items()
-            if len(layout.full_shape) == 1
-        }
-
-    @torch.no_grad()
-    def make_resident(self) -> None:
-        """Gathers every weight along its storage axes once and keeps it; for inference only."""
-        if self.is_resident:
-            return
-        for name in self.layouts:
-            self.keep(name, gather_weight(self.mesh, self.weight(name)))
-        self.is_resident = True
-
-    def keep(self, name: str, values: Tensor) -> None:
-        """Replaces a parameter by what computes from it."""
-        self.register_parameter(name, nn.Parameter(values, requires_grad=False))
-
-
-def join(module: ShardedModule, names: tuple[str, str], dim: int) -> Tensor:
-    """Joins two resident parameters into one matrix, of which they become views.
-
-    Saves the copy that a streamed step makes, and holds nothing twice.
-    """
-    first, second = (module.get_parameter(name) for name in names)
-    joined = torch.cat([first, second], dim)
-    length = first.shape[dim]
-    module.keep(names[0], joined.narrow(dim, 0, length))
-    module.keep(names[1], joined.narrow(dim, length, second.shape[dim]))
-    return joined
 
 
 class MixerBlock(ShardedModule):
@@ -178,25 +47,25 @@ class MixerBlock(ShardedModule):
         depth_scale = (2 * config.num_blocks) ** -0.5  # GPT-2's rule for residual branches
         over_domain_0, over_domain_1 = (Cut(0, "domain"),), (Cut(1, "domain"),)
         over_tensor_0, over_tensor_1 = (Cut(0, "tensor"),), (Cut(1, "tensor"),)
-        self.add_piece("norm1_scale", Layout((c,), *_OVER_TENSOR_THEN_DOMAIN), fill=1.0)
-        self.add_piece("norm1_shift", Layout((c,), *_OVER_TENSOR_THEN_DOMAIN))
+        self.add_piece("norm1_scale", Layout((c,), *OVER_TENSOR_THEN_DOMAIN), fill=1.0)
+        self.add_piece("norm1_shift", Layout((c,), *OVER_TENSOR_THEN_DOMAIN))
         self.add_piece("token_w1", Layout((d_n, n), over_domain_0, over_tensor_1), std=n**-0.5)
-        self.add_piece("token_b1", Layout((d_n,), *_OVER_DOMAIN_THEN_TENSOR))
+        self.add_piece("token_b1", Layout((d_n,), *OVER_DOMAIN_THEN_TENSOR))
         self.add_piece(
             "token_w2",
             Layout((n, d_n), over_domain_1, over_tensor_0),
             std=depth_scale * d_n**-0.5,
         )
-        self.add_piece("norm2_scale", Layout((c,), *_STORED_OVER_BOTH), fill=1.0)
-        self.add_piece("norm2_shift", Layout((c,), *_STORED_OVER_BOTH))
+        self.add_piece("norm2_scale", Layout((c,), *STORED_OVER_BOTH), fill=1.0)
+        self.add_piece("norm2_shift", Layout((c,), *STORED_OVER_BOTH))
         self.add_piece("channel_w1", Layout((d_c, c), over_tensor_0, over_domain_1), std=c**-0.5)
-        self.add_piece("channel_b1", Layout((d_c,), *_OVER_TENSOR_THEN_DOMAIN))
+        self.add_piece("channel_b1", Layout((d_c,), *OVER_TENSOR_THEN_DOMAIN))
         self.add_piece(
             "channel_w2",
             Layout((c, d_c), over_tensor_1, over_domain_0),
             std=depth_scale * d_c**-0.5,
         )
-        self.add_piece("channel_b2", Layout((c,), *_OVER_TENSOR_THEN_DOMAIN))
+        self.add_piece("channel_b2", Layout((c,), *OVER_TENSOR_THEN_DOMAIN))
 
     def gatherings(self, dtype: torch.dtype) -> tuple[Gathering, Gathering]:
         """The weights of token and of channel mixing."""
@@ -233,178 +102,6 @@ class MixerBlock(ShardedModule):
             for name in ("norm2_scale", "norm2_shift", "channel_b1", "channel_b2")
         )
         return channel_mixing(scheme, weights, pieces, x, (scale, shift), (b1, b2))
-
-
-class PatchEmbed(ShardedModule):
-    """Tokens from overlapping windows of the local maps."""
-
-    state: Tensor
-    forcing: Tensor
-    position: Tensor
-
-    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int | None, path: str) -> None:
-        """Lays out one matrix for the state and one for the forcings."""
-        super().__init__(mesh, seed, path)
-        self.config = config
-        self.joined: Tensor | None = None
-        num_points = config.window[0] * config.window[1]
-        num_fields, num_forcings = len(config.fields), len(config.forcings)
-        c = config.channels
-        std = ((num_fields + num_forcings) * num_points) ** -0.5
-        stored = (Cut(0, "domain"),)
-        self.add_piece(
-            "state", Layout((c, num_fields, num_points), (Cut(1, "tensor"),), stored), std=std
-        )
-        forcing_cut = Cut(1, "tensor", FORCINGS_LARGER_LAST)
-        self.add_piece(
-            "forcing", Layout((c, num_forcings, num_points), (forcing_cut,), stored), std=std
-        )
-        self.add_piece("bias", Layout((c,), *_OVER_TENSOR_THEN_DOMAIN))
-        self.add_piece(
-            "position",
-            Layout((config.num_tokens, c), (Cut(0, "domain"), Cut(1, "tensor"))),
-            std=0.02,  # ViT's
-        )
-
-    def gathering(self, dtype: torch.dtype) -> Gathering:
-        """The weights of state and forcings as one matrix."""
-        joined = self.joined
-        matrix = torch.cat([self.state, self.forcing], 1) if joined is None else joined
-        matrix = matrix.flatten(1)
-        layout = Layout((self.config.channels, matrix.shape[1]), (), (Cut(0, "domain"),))
-        return Gathering(self.mesh, dtype, [Weight(matrix, layout, self.is_resident)])
-
-    def forward(
-        self,
-        scheme: Scheme,
-        weights: Gathering,
-        pieces: tuple[Tensor, ...],
-        vectors: Mapping[str, Tensor],
-        maps: Tensor,
-    ) -> Tensor:
-        """Tokens [B, N/domain, C/tensor] of state and forcing maps [B, F_j + G_j, Y_i, X]."""
-        tokens = embed(scheme, weights, pieces, self._patches(maps))
-        return tokens + (vectors[self.path + "bias"] + self.position)
-
-    @torch.no_grad()
-    def make_resident(self) -> None:
-        """Gathers the weights and joins the two matrices."""
-        super().make_resident()
-        self.joined = join(self, ("state", "forcing"), 1)
-
-    def _patches(self, maps: Tensor) -> Tensor:
-        """Windows of all maps, [B, N/domain, maps x window points]."""
-        overlap, (rows, columns) = self.config.overlap, self.config.patch
-        maps = pad_rows(self.mesh, overlap, maps)
-        if overlap:
-            maps = torch.cat([maps[..., -overlap:], maps, maps[..., :overlap]], dim=-1)
-        height, width = self.config.window
-        windows = maps.unfold(2, height, rows).unfold(3, width, columns)
-        batch, num_maps, token_rows, token_columns = windows.shape[:4]
-        return windows.permute(0, 2, 3, 1, 4, 5).reshape(
-            batch, token_rows * token_columns, num_maps * height * width
-        )
-
-
-class PatchHead(ShardedModule):
-    """Maps of the local fields from the tokens: windows overlap-added, divided by the count."""
-
-    state: Tensor
-    diagnostic: Tensor
-    count: Tensor
-
-    def __init__(self, config: ModelConfig, mesh: Mesh, seed: int | None, path: str) -> None:
-        """Lays out the head; its weights start at zero, so a fresh model persists the state."""
-        super().__init__(mesh, seed, path)
-        self.config = config
-        self.joined: Tensor | None = None
-        self.token_rows = sample_pieces(config, mesh).token_rows
-        num_points = config.window[0] * config.window[1]
-        c = config.channels
-        stored = (Cut(2, "domain"),)
-        state_cut, diagnostic_cut = Cut(0, "tensor"), Cut(0, "tensor", DIAGNOSTICS_LARGER_LAST)
-        self.add_piece("norm_scale", Layout((c,), *_STORED_OVER_BOTH), fill=1.0)
-        self.add_piece("norm_shift", Layout((c,), *_STORED_OVER_BOTH))
-        self.add_piece("state", Layout((len(config.fields), num_points, c), (state_cut,), stored))
-        self.add_piece("bias", Layout((len(config.fields),), (state_cut,), (Cut(0, "domain"),)))
-        self.add_piece("blend", Layout((len(config.fields),), (state_cut,), (Cut(0, "domain"),)))
-        num_diagnostics = len(config.diagnostics)
-        self.add_piece(
-            "diagnostic", Layout((num_diagnostics, num_points, c), (diagnostic_cut,), stored)
-        )
-        self.add_piece(
-            "diagnostic_bias", Layout((num_diagnostics,), (diagnostic_cut,), (Cut(0, "domain"),))
-        )
-        self.register_buffer("count", self._count(), persistent=False)
-
-    def gathering(self, dtype: torch.dtype) -> Gathering:
-        """The weights of state and diagnostics as one matrix."""
-        joined = self.joined
-        matrix = torch.cat([self.state, self.diagnostic]) if joined is None else joined
-        matrix = matrix.flatten(0, 1)
-        layout = Layout((matrix.shape[0], self.config.channels), (), (Cut(1, "domain"),))
-        return Gathering(self.mesh, dtype, [Weight(matrix, layout, self.is_resident)])
-
-    def forward(
-        self,
-        scheme: Scheme,
-        weights: Gathering,
-        pieces: tuple[Tensor, ...],
-        vectors: Mapping[str, Tensor],
-        x: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tendency maps, diagnostic maps and the blend of each local field."""
-        scale, shift, bias, blend, diagnostic_bias = (
-            vectors[self.path + name]
-            for name in ("norm_scale", "norm_shift", "bias", "blend", "diagnostic_bias")
-        )
-        windows = head(scheme, weights, pieces, x, (scale, shift))
-        maps = self._overlap_add(windows) + torch.cat([bias, diagnostic_bias])[:, None, None]
-        num_fields = bias.shape[0]
-        return maps[:, :num_fields], maps[:, num_fields:], blend
-
-    @torch.no_grad()
-    def make_resident(self) -> None:
-        """Gathers the weights and joins the two matrices."""
-        super().make_resident()
-        self.joined = join(self, ("state", "diagnostic"), 0)
-
-    def _overlap_add(self, windows: Tensor) -> Tensor:
-        """Maps [B, maps, Y_i, X] from windows [B, N/domain, maps x window points]."""
-        overlap, (rows, columns) = self.config.overlap, self.config.patch
-        batch, num_tokens, num_outputs = windows.shape
-        num_rows = num_tokens // self.config.token_columns * rows
-        num_lon = self.config.grid_object.num_lon
-        num_maps = num_outputs // (self.config.window[0] * self.config.window[1])
-        if num_maps == 0:
-            return windows.new_zeros((batch, 0, num_rows, num_lon))
-        maps = F.fold(
-            windows.mT,
-            (num_rows + 2 * overlap, num_lon + 2 * overlap),
-            self.config.window,
-            stride=(rows, columns),
-        )
-        if overlap:
-            inner = maps[..., overlap:-overlap].clone()
-            inner[..., -overlap:] += maps[..., :overlap]
-            inner[..., :overlap] += maps[..., -overlap:]
-            maps = add_rows(self.mesh, overlap, inner)
-        return maps / self.count
-
-    def _count(self) -> Tensor:
-        """How many windows write each point of the band, shape [Y_i, X]."""
-        overlap, (rows, columns) = self.config.overlap, self.config.patch
-        row = torch.arange(rows)
-        row_count = 1.0 + (row < overlap).double() + (row >= rows - overlap).double()
-        column = torch.arange(columns)
-        column_count = 1.0 + (column < overlap).double() + (column >= columns - overlap).double()
-        by_row = row_count.repeat(self.config.token_rows)
-        if overlap:
-            by_row[:overlap] -= 1.0  # no window beyond the poles
-            by_row[-overlap:] -= 1.0
-        band = by_row[self.token_rows.start * rows : self.token_rows.stop * rows]
-        count = band[:, None] * column_count.repeat(self.config.token_columns)[None, :]
-        return count.to(torch.float32).to(self.mesh.device)
 
 
 class WeatherMixer(nn.Module):

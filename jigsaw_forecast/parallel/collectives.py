@@ -371,13 +371,13 @@ def gather_texts(mesh: Mesh, text: str) -> list[str]:
     own = torch.tensor([payload.numel()], dtype=torch.int64, device=mesh.device)
     with waiting("gather of texts"):
         _all_gather_single(lengths, own)
-    longest = int(lengths.max())
+        longest = int(lengths.max())  # on a GPU it is this that waits
     padded = torch.zeros(longest, dtype=torch.uint8, device=mesh.device)
     padded[: payload.numel()] = payload
     gathered = torch.empty(mesh.size * longest, dtype=torch.uint8, device=mesh.device)
     with waiting("gather of texts"):
         _all_gather_single(gathered, padded)
-    rows = gathered.view(mesh.size, longest).cpu()
+        rows = gathered.view(mesh.size, longest).cpu()
     return [
         json.loads(bytes(row[: int(length)].tolist()).decode())
         for row, length in zip(rows, lengths.cpu(), strict=True)

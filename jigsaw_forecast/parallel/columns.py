@@ -87,7 +87,9 @@ class GrowingProduct:
             num_rows = left.shape[0]
             self._memory = left.new_empty(num_rows * sum(widths))
             parts = self._memory.split([num_rows * width for width in widths])
-            self._blocks = [part.view(num_rows, -1) for part in parts]
+            self._blocks = [
+                part.view(num_rows, width) for part, width in zip(parts, widths, strict=True)
+            ]
         for block, part in zip(self._blocks, right.split(list(widths), 1), strict=True):
             if is_first:
                 torch.mm(left, part, out=block)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from jigsaw_forecast.parallel.chunks import GatheredChunks, ScatteredChunks, half
 from jigsaw_forecast.parallel.norms import NormGradients, layer_norm
@@ -42,6 +43,7 @@ class _Embed(Function):
         return result.view(*patches.shape[:2], num_channels)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         scheme, weights = ctx.scheme, ctx.weights
         (patches,) = ctx.saved_tensors
@@ -110,6 +112,7 @@ class _Head(Function):
         return result.view(*x.shape[:2], -1) if result.numel() else x.new_empty((*x.shape[:2], 0))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         scheme, weights = ctx.scheme, ctx.weights
         x, scale, shift = ctx.saved_tensors

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from jigsaw_forecast.parallel.collectives import exchange_rows
 from jigsaw_forecast.parallel.mesh import Mesh
@@ -24,6 +25,7 @@ class _PadRows(Function):
         return _pad_rows(mesh, num_rows, x, mirror=True)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return None, None, _add_rows(ctx.mesh, ctx.num_rows, grad, mirror=True)
 
@@ -37,6 +39,7 @@ class _AddRows(Function):
         return _add_rows(mesh, num_rows, x, mirror=False)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return None, None, _pad_rows(ctx.mesh, ctx.num_rows, grad, mirror=False)
 

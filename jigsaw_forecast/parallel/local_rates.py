@@ -56,13 +56,12 @@ def measure_this_process(num_threads: int, dtype: torch.dtype) -> LocalRates:
         torch.set_num_threads(before)
 
 
-def measure_local_ranks(num_ranks: int, dtype: torch.dtype) -> LocalRates:
+def measure_local_ranks(num_ranks: int, num_threads: int, dtype: torch.dtype) -> LocalRates:
     """Rates of the slowest of so many CPU ranks, started on this machine for the measurement.
 
     Raises:
         MeshError: The ranks could not be started or did not end.
     """
-    num_threads = threads_of_a_rank(num_ranks)
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         ranks = []

@@ -10,7 +10,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from jigsaw_forecast import __version__
 from jigsaw_forecast.errors import MeshError
@@ -188,44 +187,37 @@ def make_mesh(
             f"mesh {text} needs {size} ranks, found {dist.get_world_size()}; "
             "change --mesh or the number of ranks that the launcher starts"
         )
+    ranks = torch.arange(size).view(*full.values())
+    data, domain, tensor = (int(place) for place in (ranks == dist.get_rank()).nonzero()[0])
     with waiting("the creation of the mesh's groups"):
-        device_mesh = init_device_mesh(
-            device.type, tuple(full.values()), mesh_dim_names=tuple(full.keys())
-        )
-        model_group = _flatten_model(device_mesh, full)
-        weight_groups = {
-            name: _second_group(device_mesh, name)
-            for name in ("domain", "tensor")
-            if full[name] > 1
+        # in the same order on all ranks, and weights apart: what is large is not to delay chunks
+        model_group = _group_along(ranks.flatten(1), 1)
+        axes = {
+            name: Axis(
+                name,
+                full[name],
+                index,
+                _group_along(ranks, dim),
+                _group_along(ranks, dim) if name != "data" else None,
+            )
+            for dim, (name, index) in enumerate(
+                zip(AXIS_NAMES, (data, domain, tensor), strict=True)
+            )
         }
-    axes = {
-        name: Axis(
-            name,
-            full[name],
-            device_mesh.get_local_rank(name),
-            device_mesh.get_group(name) if full[name] > 1 else None,
-            weight_groups.get(name),
-        )
-        for name in AXIS_NAMES
-    }
-    model_size = full["domain"] * full["tensor"]
-    model_index = axes["domain"].index * full["tensor"] + axes["tensor"].index
-    model = Axis("model", model_size, model_index, model_group)
+    model = Axis(
+        "model", full["domain"] * full["tensor"], domain * full["tensor"] + tensor, model_group
+    )
     return Mesh(axes["data"], axes["domain"], axes["tensor"], model, device)
 
 
-def _flatten_model(device_mesh: DeviceMesh, degrees: Mapping[str, int]) -> dist.ProcessGroup | None:
-    if degrees["domain"] * degrees["tensor"] == 1:
+def _group_along(ranks: torch.Tensor, dim: int) -> dist.ProcessGroup | None:
+    """This rank's group of the ranks along one dim of the mesh; None where it is alone."""
+    if ranks.shape[dim] == 1:
         return None
-    return device_mesh["domain", "tensor"]._flatten("model").get_group()
-
-
-def _second_group(device_mesh: DeviceMesh, axis_name: str) -> dist.ProcessGroup | None:
-    """Another group of the ranks along an axis."""
-    ranks = device_mesh.mesh.movedim(AXIS_NAMES.index(axis_name), -1).flatten(0, -2).tolist()
+    rows = ranks.movedim(dim, -1).flatten(0, -2).tolist()
     timeout = timedelta(seconds=read_timeout_s() + GRACE_AFTER_WATCH_S)
     own: dist.ProcessGroup | None
-    own, _ = dist.new_subgroups_by_enumeration(ranks, timeout=timeout)
+    own, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)
     return own
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from jigsaw_forecast.parallel.collectives import all_gather
@@ -35,6 +36,7 @@ class _ShardedLayerNorm(Function):
         return torch.addcmul(shift, (x - mean).mul_(inverse_std), scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, mean, inverse_std, scale = ctx.saved_tensors
         standard = (x - mean).mul_(inverse_std)

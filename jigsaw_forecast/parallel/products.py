@@ -10,6 +10,8 @@ Token mixing works on matrices of tokens by (sample and channel), channel mixing
 (sample and token) by channels, so that what is gathered is already what is multiplied.
 
 On a mesh of one rank the same code runs with collectives that do nothing.
+
+A forward can be gone back through once: the hidden features' gradient takes their place.
 """
 
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from jigsaw_forecast.parallel.chunks import GatheredChunks, ScatteredChunks, chunk_ranges, half
@@ -80,6 +83,7 @@ class _TokenMixing(Function):
         return _sample_major(mixed, x.shape) + x
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         scheme: Scheme = ctx.scheme
         mesh, weights = scheme.mesh, ctx.weights
@@ -176,6 +180,7 @@ class _ChannelMixing(Function):
         return result.view_as(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         scheme: Scheme = ctx.scheme
         mesh, weights = scheme.mesh, ctx.weights
@@ -270,7 +275,7 @@ def _pass_back(
     kept: list[Tensor],
     steps: _Steps,
     products: tuple[GrowingProduct, GrowingProduct],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Backward through a pair of matrices; returns the gradients of their pieces.
 
     One pass for W2, then one for W1, so that never more than three matrices and gradients of

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from jigsaw_forecast.parallel.collectives import all_gather, reduce_scatter
 from jigsaw_forecast.parallel.layout import Layout
@@ -29,6 +30,7 @@ class _GatherVectors(Function):
                      zip(values, pieces, strict=True))  # fmt: skip
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         values = list(grads)
         for steps in reversed(ctx.rounds):

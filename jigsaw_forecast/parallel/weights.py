@@ -8,17 +8,18 @@ the node of `announce`, made before the layer in front, comes after it.
 """
 
 import itertools
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from jigsaw_forecast.parallel.collectives import (
     Pending,
     all_gather,
-    all_reduce_sum,
     start_all_gather,
     start_gather_parts,
     start_reduce_scatter,
@@ -91,7 +92,7 @@ class Gathering:
         self._gathers: dict[int, Pending[Tensor] | Pending[list[Tensor]]] = {}
         self._scatters: list[tuple[Pending[Tensor], Tensor]] = []
         self._front: Gathering | None = None
-        self._behind: Gathering | None = None
+        self._behind: weakref.ref[Gathering] | None = None  # weak: no cycle where none goes back
         self._is_behind_adjacent = False
 
     @property
@@ -101,7 +102,7 @@ class Gathering:
 
     def follow(self, front: "Gathering", *, is_adjacent: bool) -> None:
         """Notes the nearest layer in front whose weights travel too."""
-        self._front, front._behind = front, self
+        self._front, front._behind = front, weakref.ref(self)
         front._is_behind_adjacent = is_adjacent
 
     def start(self, *matrices: int) -> None:
@@ -157,8 +158,8 @@ class Gathering:
         step = self._steps[index]
         return GrowingProduct(step[1] if step is not None and step[0].dim == 1 else None)
 
-    def scatter(self, index: int, product: GrowingProduct) -> Tensor:
-        """Begins to sum the gradient of the part computed; returns that of the piece.
+    def scatter(self, index: int, product: GrowingProduct) -> Tensor | None:
+        """Begins to sum the gradient of the part computed; returns that of the piece, if wanted.
 
         What travels is returned empty; `finish_scatters` puts the sum there.
 
@@ -166,6 +167,8 @@ class Gathering:
             One reduce-scatter where the matrix is stored cut.
         """
         gradient, piece, step = product.value(), self.pieces[index], self._steps[index]
+        if not piece.requires_grad:
+            return None
         if step is None:
             return gradient.to(piece.dtype)
         cut, sizes = step
@@ -174,6 +177,8 @@ class Gathering:
         pending = start_reduce_scatter(self.mesh, gradient, cut.axis, "weights", sizes)
         result = torch.empty_like(piece)
         self._scatters.append((pending, result))
+        if torch.is_anomaly_enabled():  # which looks at it at once
+            self.finish_scatters()
         return result
 
     def finish_scatters(self) -> None:
@@ -183,9 +188,10 @@ class Gathering:
             gradient.copy_(pending.wait().view_as(gradient))
 
     def _receive_from_behind(self) -> None:
-        if self._behind is not None:
-            self._behind.finish_scatters()
-            self._behind = None
+        behind = self._behind() if self._behind is not None else None
+        if behind is not None:
+            behind.finish_scatters()
+        self._behind = None
 
 
 class _Announce(Function):
@@ -198,6 +204,7 @@ class _Announce(Function):
         return tuple(piece.view_as(piece) for piece in pieces)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         ctx.gathering.finish_scatters()
         return (None, *gradients)
@@ -224,7 +231,14 @@ class Lookahead:
 
         Backward looks ahead likewise, but for the first layer of all: whether it wants its
         weights depends on whether the model's input is differentiated.
+
+        Raises:
+            ValueError: Some weights are frozen and some are not: backward would end before
+                layers whose weights have been sent for.
         """
+        wanted = {piece.requires_grad for layer in layers for piece in layer.pieces}
+        if torch.is_grad_enabled() and len(wanted) > 1:
+            raise ValueError("freeze all weights of the model or none")
         places = [place for place, layer in enumerate(layers) if layer.travels]
         for front, place in itertools.pairwise(places):
             if front > 0:
@@ -244,14 +258,3 @@ class Lookahead:
     def _announce_next(self) -> None:
         if self._waiting:
             self._announced = announce(self._waiting.pop())
-
-
-def global_norm(mesh: Mesh, tensors: Sequence[Tensor]) -> Tensor:
-    """Root of the sum of squares over all pieces of the model group, each counted once.
-
-    Communication:
-        All-reduce of one float over domain and tensor.
-    """
-    squares = [tensor.double().square().sum() for tensor in tensors if tensor.numel()]
-    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
-    return all_reduce_sum(total, (mesh.domain, mesh.tensor)).sqrt()

@@ -27,7 +27,7 @@ def measure_cpu(
         dtype: Of the products.
         num_ranks: Ranks that share the machine.
         link_bytes_per_second: Received by a rank; where it is given, no ranks are started, and
-            this process alone is measured.
+            this process alone is measured: the memory's rate is then not that of all at once.
 
     Raises:
         MeshError: The ranks could not be started for the measurement.
@@ -42,8 +42,11 @@ def measure_cpu(
         share, link_share = min(1.0, num_cores / (num_ranks * num_threads)), 1.0
     else:
         num_measured = min(num_ranks, max(2, 2 * num_cores), _MOST_RANKS)
-        rates = measure_local_ranks(num_measured, getattr(torch, dtype))
-        share = link_share = num_measured / num_ranks
+        rates = measure_local_ranks(num_measured, num_threads, getattr(torch, dtype))
+        # of the cores, which fewer ranks may not have kept busy
+        share = min(1.0, num_cores / (num_ranks * num_threads))
+        share /= min(1.0, num_cores / (num_measured * num_threads))
+        link_share = num_measured / num_ranks
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return DeviceKind(
         name="cpu",

@@ -67,8 +67,8 @@ class Trace:
     Attributes:
         parameter_bytes: Of the pieces held between steps.
         gradient_bytes: Of all gradients; 0 without a backward.
-        activation_bytes: Most bytes held at once beside parameters and gradients, the buffers of
-            collectives left out.
+        activation_bytes: Most bytes held at once beside parameters and gradients, less the most
+            that collectives held.
         buffer_bytes: Most bytes held at once by collectives under way.
         kept_bytes: Of what training holds between steps besides parameters, by name.
         peak_bytes: Most bytes held at once by all of these.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from jigsaw_forecast.parallel.mesh import single_rank_mesh
+from jigsaw_forecast.parallel.mesh import Mesh, single_rank_mesh
 from tests.parallel import cases
 from tests.parallel.ranks import RankPool
 
@@ -60,6 +60,19 @@ def test_chunks_and_recomputation_change_nothing(
     pool = ranks(domain * tensor)
     results = pool.run(degrees, cases.train_step, True, num_chunks, recompute)
     assert not _wrong(results, one_rank)
+
+
+def step_of_few_fields(mesh: Mesh) -> dict[str, cases.Piece]:
+    return cases.train_step(mesh, config=cases.FEW_FIELDS)
+
+
+@pytest.mark.parametrize(("domain", "tensor"), [(1, 4), (2, 4)])
+def test_ranks_without_a_field_give_the_one_rank_result(
+    ranks: Callable[[int], RankPool], domain: int, tensor: int
+) -> None:
+    whole = cases.assemble([step_of_few_fields(single_rank_mesh())])
+    results = ranks(domain * tensor).run({"domain": domain, "tensor": tensor}, step_of_few_fields)
+    assert not _wrong(results, {name: values for name, values in whole.items() if values.size})
 
 
 def test_world_sizes_1_2_3_4_and_8_are_among_the_meshes() -> None:

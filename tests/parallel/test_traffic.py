@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from jigsaw_forecast.parallel.collectives import all_reduce_sum
 from jigsaw_forecast.parallel.mesh import Mesh
-from jigsaw_forecast.parallel.weights import global_norm
+from jigsaw_forecast.train.optimizer import local_gradient_square
 from tests.parallel import cases
 from tests.parallel.ranks import RankPool
 
@@ -81,8 +82,10 @@ def test_a_training_step_receives_five_halves_of_the_forward_activations(
 
 def norm_of_a_split_vector(mesh: Mesh) -> float:
     full = torch.arange(1.0, 13.0, dtype=torch.float64)
-    piece = full[mesh.model.index :: mesh.model.size]
-    return float(global_norm(mesh, [piece]))
+    weight = torch.nn.Parameter(torch.zeros_like(full[mesh.model.index :: mesh.model.size]))
+    weight.grad = full[mesh.model.index :: mesh.model.size]
+    square = local_gradient_square([weight])
+    return float(all_reduce_sum(square, (mesh.domain, mesh.tensor)).sqrt())
 
 
 def test_gradient_norm_counts_each_piece_once(ranks: Callable[[int], RankPool]) -> None:

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jigsaw_forecast.errors import MeshError, RecipeError
 from jigsaw_forecast.model.config import PRESETS, ModelConfig
-from jigsaw_forecast.model.weather_mixer import WeatherMixer, sample_pieces
+from jigsaw_forecast.model.sample import sample_pieces
+from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.mesh import Axis, Mesh, single_rank_mesh
 from jigsaw_forecast.parallel.products import Scheme
 from tests.parallel.cases import CONFIG
