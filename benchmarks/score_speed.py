@@ -1,17 +1,24 @@
 """Speed and memory of scoring, against the store's read rate and plain xarray with dask.
 
-    python benchmarks/score_speed.py [--inits 12] [--grid 64x32|1440x721] [--workers 1]
+    python benchmarks/score_speed.py [--inits 12] [--grid 64x32|1440x721] [--workers 2]
+                                     [--plain-inits 4] [--lead-chunk 1] [--everything]
 
 Makes a forecast store of mock weather (one chunk a lead time and variable, as forecasts are
-written), analyses and a climatology in a temporary folder, then in the same run and on the same
-files: reads every chunk of the forecast once; scores it with `jigsaw_forecast.verify` (mse, mae,
+written, or `--lead-chunk` lead times together, as archives often have them), analyses and a
+climatology in a temporary folder, then in the same run and on the same files: reads every chunk of
+the forecast once, in as many processes as score; scores it with `jigsaw_forecast.verify` (mse, mae,
 bias, three moments of the ACC, 16 regions); and computes the same means as weatherbench2 writes
-them, with xarray and dask. Prints seconds, MB of float32 a second, ratios, largest difference and
-peak memory. Page cache is warm for all.
+them, with xarray and dask in as many threads, from the first `--plain-inits` initial times. Prints
+seconds, MB of float32 a second, ratios of rates, largest difference and the peak memory of all
+processes together. `--everything` adds baselines, spectra and maps. Page cache is warm for all: the
+files were written just before. Initial times beyond the first few are links to their files, so that
+a year takes no more disk than a week.
 """
 
 import argparse
-import resource
+import multiprocessing
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +42,10 @@ SURFACE = ("2m_temperature", "10m_u_component_of_wind", "10m_v_component_of_wind
 FINE_FIELDS = ("2m_temperature", "10m_u_component_of_wind", "10m_v_component_of_wind",
                "mean_sea_level_pressure", "2m_dewpoint_temperature")  # fmt: skip
 NUM_LEADS = 40
-STEP = np.timedelta64(6, "h")
+STEP = np.timedelta64(6, "h")  # from one initial time to the next of a year, twice that of less
+A_YEAR = 1460
+DISTINCT_INITS = {True: 3, False: 12}  # by fine: the others are links to these
+MEMORY_PERIOD_S = 0.1
 FINEST_COLUMNS = 360
 
 
@@ -52,9 +62,11 @@ def noise(rng: np.random.Generator, shape: tuple[int, ...], grid: Grid) -> np.nd
     return maps.reshape(shape)
 
 
-def make_store(path: Path, grid: Grid, fine: bool, times: dict[str, np.ndarray]) -> None:
-    """A store with these leading dims, one chunk for each of their entries."""
-    rng = np.random.default_rng(0)
+def make_store(
+    path: Path, grid: Grid, fine: bool, times: dict[str, np.ndarray], lead_chunk: int = 1
+) -> None:
+    """A store with these leading dims, one chunk for each of their entries or some lead times."""
+    rng = np.random.default_rng(sum(path.name.encode()))
     group = zarr.create_group(path, zarr_format=3)
     axes = {**times, "latitude": grid.latitudes, "longitude": grid.longitudes}
     if not fine:
@@ -74,14 +86,24 @@ def make_store(path: Path, grid: Grid, fine: bool, times: dict[str, np.ndarray])
         level = ("level",) if variable in ON_LEVELS else ()
         inner = (*(len(LEVELS) for _ in level), grid.num_lat, grid.num_lon)
         array = group.create_array(
-            variable, shape=(*leading, *inner), chunks=(*(1 for _ in leading), *inner),
+            variable, shape=(*leading, *inner),
+            chunks=(*(1 for _ in leading[1:]), lead_chunk, *inner),
             dtype=np.float32, fill_value=np.nan,
             dimension_names=(*times, *level, "latitude", "longitude"),
             compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=4),
                          Crc32cCodec()],
         )  # fmt: skip
-        for place in np.ndindex(leading):
-            array[place] = noise(rng, inner, grid)
+        distinct = DISTINCT_INITS[fine] if len(leading) == 2 and "time" in times else leading[0]
+        for *before, last in np.ndindex((*(min(distinct, one) for one in leading[:-1]),
+                                         -(-leading[-1] // lead_chunk))):  # fmt: skip
+            part = slice(last * lead_chunk, (last + 1) * lead_chunk)
+            size = len(range(*part.indices(leading[-1])))
+            array[(*before, part)] = noise(rng, (size, *inner), grid)
+        folder = path / variable / "c"
+        for init in range(distinct, leading[0]):
+            shutil.copytree(
+                folder / str(init % distinct), folder / str(init), copy_function=os.link
+            )
     if "time" in times and len(times) == 1:
         land = group.create_array(
             "land_sea_mask", shape=(grid.num_lat, grid.num_lon), dtype=np.float32,
@@ -90,18 +112,68 @@ def make_store(path: Path, grid: Grid, fine: bool, times: dict[str, np.ndarray])
         land[:] = rng.uniform(size=(grid.num_lat, grid.num_lon)).astype(np.float32)
 
 
-def read_all(path: Path) -> float:
-    """Seconds to read every chunk once, one call for each initial time and variable."""
-    start = time.perf_counter()
-    for name, array in zarr.open_group(path, mode="r").arrays():
+def read_part(path: Path, first: int, every: int) -> None:
+    """Reads the chunks of some initial times, one call for each of them and variable."""
+    for _, array in zarr.open_group(path, mode="r").arrays():
         if array.ndim > 2:
-            for init in range(array.shape[0]):
+            for init in range(first, array.shape[0], every):
                 _ = array[init]
-        del name
+
+
+def read_all(path: Path, workers: int = 1) -> float:
+    """Seconds to read every chunk once."""
+    start = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    readers = [context.Process(target=read_part, args=(path, first, workers))
+               for first in range(workers)]  # fmt: skip
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert not any(reader.exitcode for reader in readers)
     return time.perf_counter() - start
 
 
-def score_here(folder: Path, workers: int) -> float:
+def memory_mb(root: int) -> float:
+    """Memory of a process and its descendants, shared pages counted once: Pss of Linux."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int(
+                    (entry / "stat").read_text().split(") ")[1].split()[1]
+                )
+            except (OSError, IndexError):
+                continue  # it has ended
+    family = {root}
+    for _ in range(4):  # generations
+        family |= {one for one, parent in parents.items() if parent in family}
+    total = 0
+    for one in family:
+        try:
+            text = Path(f"/proc/{one}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total += next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return total / 1024
+
+
+def score_apart(folder: Path, options: argparse.Namespace) -> tuple[float, float]:
+    """Seconds and peak MB of scoring in a process of its own and its workers."""
+    command = [sys.executable, __file__, "--score-only", str(folder), "--workers",
+               str(options.workers), *(["--everything"] if options.everything else [])]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, memory_mb(process.pid))
+        time.sleep(MEMORY_PERIOD_S)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    assert process.returncode == 0, output
+    return float(output.split()[-1]), peak
+
+
+def score_here(folder: Path, workers: int, everything: bool = False) -> float:
     """Seconds that the package's scoring takes, files opened and results written."""
     from jigsaw_forecast.verify.request import ScoreRequest
     from jigsaw_forecast.verify.score import score
@@ -110,8 +182,9 @@ def score_here(folder: Path, workers: int) -> float:
     score(
         ScoreRequest(
             forecast=(folder / "forecast.zarr",), truth=(folder / "truth.zarr",),
-            climatology=folder / "climatology.zarr", output=folder / "out", baselines=(),
-            with_spectra=False, with_report=False, workers=workers, overwrite=True,
+            climatology=folder / "climatology.zarr", output=folder / "out",
+            baselines=("persistence", "climatology") if everything else (),
+            with_spectra=everything, with_report=False, workers=workers, overwrite=True,
         )
     )  # fmt: skip
     return time.perf_counter() - start
@@ -136,11 +209,12 @@ def spatial_mean(
     return values.weighted(weights).mean(("latitude", "longitude"), skipna=False)
 
 
-def score_plainly(folder: Path, workers: int) -> tuple[float, xr.Dataset]:
-    """Seconds and the mean squares that plain xarray and dask give."""
+def score_plainly(folder: Path, workers: int, num_inits: int) -> tuple[float, xr.Dataset]:
+    """Seconds and the squares by initial time that plain xarray and dask give."""
     start = time.perf_counter()
     forecast = xr.open_zarr(folder / "forecast.zarr", consolidated=False, decode_timedelta=True,
                             chunks={"time": 1, "prediction_timedelta": NUM_LEADS})  # fmt: skip
+    forecast = forecast.isel(time=slice(num_inits))
     truth = xr.open_zarr(folder / "truth.zarr", consolidated=False)
     climate = xr.open_zarr(folder / "climatology.zarr", consolidated=False)
     land = truth["land_sea_mask"].astype(np.float64).load()
@@ -164,7 +238,7 @@ def score_plainly(folder: Path, workers: int) -> tuple[float, xr.Dataset]:
     ]
     with dask.config.set(scheduler="threads", num_workers=workers):
         squares, *_ = dask.compute(*found)
-    return time.perf_counter() - start, squares.mean("time")
+    return time.perf_counter() - start, squares
 
 
 def main() -> None:
@@ -172,54 +246,63 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inits", type=int, default=12)
     parser.add_argument("--grid", default="64x32")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--plain-inits", type=int, default=4, help="0: none")
+    parser.add_argument("--lead-chunk", type=int, default=1, help="lead times a chunk")
+    parser.add_argument("--everything", action="store_true", help="baselines, spectra and maps too")
     parser.add_argument("--score-only", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--without-plain", action="store_true", help="scoring and reading only")
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # what is known stays known when it is cut off
     if options.score_only:
-        print(score_here(options.score_only, options.workers))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(score_here(options.score_only, options.workers, options.everything))
         return
     grid = Grid.parse(options.grid)
     fine = grid.num_lon >= FINEST_COLUMNS
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        inits = np.datetime64("2020-03-01T00") + np.arange(options.inits) * STEP * 2
+        inits = np.datetime64("2020-03-01T00") + np.arange(options.inits) * STEP * (
+            2 if options.inits < A_YEAR else 1
+        )
         leads = (np.arange(NUM_LEADS) + 1) * 6
         valid = np.unique(inits[:, None] + leads[None] * np.timedelta64(1, "h"))
         make_store(
-            folder / "forecast.zarr", grid, fine, {"time": inits, "prediction_timedelta": leads}
+            folder / "forecast.zarr",
+            grid,
+            fine,
+            {"time": inits, "prediction_timedelta": leads},
+            options.lead_chunk,
         )
         make_store(folder / "truth.zarr", grid, fine, {"time": valid})
-        days = np.unique([(v.astype("datetime64[D]") - np.datetime64("2020-01-01")).astype(int) + 1
-                          for v in valid])  # fmt: skip
+        days = np.unique((valid.astype("datetime64[D]") - valid.astype("datetime64[Y]"))
+                         .astype(int)) + 1  # fmt: skip
         make_store(folder / "climatology.zarr", grid, fine,
                    {"hour": np.array([0, 6, 12, 18]), "dayofyear": days})  # fmt: skip
         fields = len(FINE_FIELDS) if fine else len(ON_LEVELS) * len(LEVELS) + len(SURFACE)
         size = options.inits * NUM_LEADS * fields * grid.num_lat * grid.num_lon * 4 / 1e6
-        print(f"{options.inits} initial times x {NUM_LEADS} lead times x {fields} fields at "
-              f"{grid.name}: {size:.0f} MB, {options.workers} worker(s)")  # fmt: skip
-        read_all(folder / "forecast.zarr")  # warms the page cache
-        reading = read_all(folder / "forecast.zarr")
-        command = [sys.executable, __file__, "--score-only", str(folder), "--workers",
-                   str(options.workers)]  # fmt: skip
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        scoring, memory = float(output[-2]), float(output[-1])
+        print(
+            f"{options.inits} initial times x {NUM_LEADS} lead times ({options.lead_chunk} a "
+            f"chunk) x {fields} fields at {grid.name}: {size:.0f} MB, {options.workers} worker(s)"
+        )
+        reading = read_all(folder / "forecast.zarr", options.workers)
+        scoring, memory = score_apart(folder, options)
         print(f"read every chunk once: {reading:.1f} s, {size / reading:.0f} MB/s")
         print(f"score: {scoring:.1f} s, {size / scoring:.0f} MB/s, {reading / scoring:.2f} of the "
-              f"read rate; peak memory of the process {memory:.0f} MB")  # fmt: skip
-        if options.without_plain:
+              f"read rate; peak memory of all processes {memory:.0f} MB")  # fmt: skip
+        few = min(options.plain_inits, options.inits)
+        if not few:
             return
-        plain, squares = score_plainly(folder, options.workers)
-        print(f"plain xarray and dask: {plain:.1f} s, {size / plain:.0f} MB/s; score is "
-              f"{plain / scoring:.1f} times as fast")  # fmt: skip
-        with xr.open_dataset(folder / "out" / "scores.nc") as scores:
+        plain, squares = score_plainly(folder, options.workers, few)
+        rate = size * few / options.inits / plain
+        print(f"plain xarray and dask, {few} initial times: {plain:.1f} s, {rate:.0f} MB/s; score "
+              f"is {size / scoring / rate:.1f} times as fast")  # fmt: skip
+        with xr.open_dataset(folder / "out" / "statistics" / "forecast.nc") as statistics:
             worst = 0.0
             for variable in squares.data_vars:
-                ours = scores[variable].sel(metric="mse")
-                theirs = squares[variable].rename(prediction_timedelta="lead_time")
+                ours = statistics[variable].sel(statistic="mse").isel(init_time=slice(few))
+                theirs = squares[variable].rename(time="init_time",
+                                                  prediction_timedelta="lead_time")  # fmt: skip
                 theirs = theirs.transpose(*ours.dims).values
-                worst = max(worst, float(np.abs(ours.values / theirs - 1).max()))
+                worst = max(worst, float(np.nanmax(np.abs(ours.values / theirs - 1))))
         print(f"largest relative difference of the mean squares: {worst:.1e}")
 
 

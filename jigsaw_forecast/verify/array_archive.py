@@ -3,21 +3,18 @@
 import itertools
 import logging
 import os
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 import zarr
 
 from jigsaw_forecast.data.array_source import FieldArray, describe
-from jigsaw_forecast.data.conventions import Axis, axis_of
+from jigsaw_forecast.data.conventions import Axis
 from jigsaw_forecast.data.records import GEOPOTENTIAL_HEIGHT
-from jigsaw_forecast.data.zarr_store import is_consolidated
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import GRAVITY_M_S2, VARIABLES, Role
 from jigsaw_forecast.verify.archive import (
@@ -27,12 +24,12 @@ from jigsaw_forecast.verify.archive import (
     Mask,
 )
 from jigsaw_forecast.verify.cache import ArrayCache
+from jigsaw_forecast.verify.dataset import open_dataset, plain_zarr_arrays, with_lead_times
 
 _log = logging.getLogger(__name__)
 
 _CLOCKS = (Axis.TIME, Axis.VALID_TIME, Axis.REFERENCE_TIME)
 TIME_BLOCK_BYTES = 96 << 20  # of chunks with several times that are kept decoded
-_SCALING = ("scale_factor", "add_offset", "missing_value", "_Unsigned")
 # names that mean one thing to a forecast and another to a score, which keeps the file's
 _OWN_NAMES = ("total_precipitation",)
 
@@ -66,8 +63,8 @@ class ArrayArchive:
         self.path = path
         self._blocks = ArrayCache(TIME_BLOCK_BYTES)
         self._absent: dict[str, Mask | None] = {}
-        self._data = _with_lead_times(open_dataset(path))
-        self._zarr = _zarr_arrays(path, self._data)
+        self._data = with_lead_times(open_dataset(path))
+        self._zarr = plain_zarr_arrays(path, self._data)
         self.attributes: Mapping[str, str] = {str(k): str(v) for k, v in self._data.attrs.items()}
         self.variables: dict[str, ArchiveVariable] = {}
         self.skipped: dict[str, str] = {}
@@ -192,9 +189,11 @@ class ArrayArchive:
         places = array.places[list(inits), lead]
         times, spans = np.unique(places[:, 0]), np.unique(places[:, 1])
         block = self._block(array, times, spans, [array.levels[one] for one in levels])
-        row = np.searchsorted(times, places[:, 0])
-        column = np.searchsorted(spans, places[:, 1])
-        values: AnyMaps = block[row, column, 0]
+        if spans.size == 1 and np.array_equal(times, places[:, 0]):
+            values = block[:, 0, 0]  # a view
+        else:
+            row = np.searchsorted(times, places[:, 0])
+            values = block[row, np.searchsorted(spans, places[:, 1]), 0]
         return values.astype(np.float64) * array.scale if array.scale != 1.0 else values
 
     def _block(
@@ -334,66 +333,6 @@ def _chunk_key(
         for axis in axes
     )
     return str(stored.metadata.encode_chunk_key(coordinates))
-
-
-def open_dataset(path: Path) -> xr.Dataset:
-    """A zarr store or netCDF file, lazily, its times decoded.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", xr.SerializationWarning)
-            if path.is_dir():
-                data: xr.Dataset = xr.open_zarr(
-                    path, consolidated=is_consolidated(path), chunks=None, decode_timedelta=True
-                )
-                return data
-            return xr.open_dataset(path, engine="netcdf4", decode_timedelta=True, cache=False)
-    except (OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError) as fault:
-        kind = "zarr" if path.is_dir() else "netCDF"
-        raise DataError(
-            f"{path} cannot be read as {kind}: {fault}; it may be truncated or damaged"
-        ) from None
-
-
-def _with_lead_times(data: xr.Dataset) -> xr.Dataset:
-    """Lead times without units of time are hours, as WeatherBench stores are often written."""
-    for name in data.coords:
-        coordinate = data.coords[name]
-        is_number = coordinate.dtype.kind in "iuf"
-        if not is_number or axis_of(str(name), coordinate) is not Axis.LEAD_TIME:
-            continue
-        seconds = np.rint(np.asarray(coordinate.values, dtype=np.float64) * 3600.0)
-        spans = seconds.astype("int64").astype("timedelta64[s]").astype("timedelta64[ns]")
-        data = data.assign_coords({name: (coordinate.dims, spans)})
-    return data
-
-
-def _zarr_arrays(path: Path, data: xr.Dataset) -> dict[str, "zarr.Array[Any]"]:
-    """Plain float arrays of a store, in which a chunk that does not exist reads as NaN.
-
-    xarray would return the fill value, often zero, for such a chunk. Scaled or masked arrays are
-    left to xarray.
-    """
-    if not path.is_dir():
-        return {}
-    group = zarr.open_group(path, mode="r", use_consolidated=False)
-    found = {}
-    for name in map(str, data.data_vars):
-        stored = group[name]
-        assert isinstance(stored, zarr.Array)
-        masks = stored.attrs.get("_FillValue")
-        is_masked = isinstance(masks, (int, float)) and masks == masks
-        if stored.dtype.kind != "f" or is_masked or any(key in stored.attrs for key in _SCALING):
-            continue
-        fill = stored.fill_value
-        if stored.metadata.zarr_format == 2 and fill is not None and fill == fill and fill != 0:
-            continue  # marks missing points
-        metadata = replace(stored.metadata, fill_value=stored.dtype.type(np.nan))
-        found[name] = zarr.Array(replace(stored.async_array, metadata=metadata))
-    return found
 
 
 def _index_times(

@@ -11,10 +11,11 @@ from jigsaw_forecast.data.axes import order_axes
 from jigsaw_forecast.data.conventions import Axis, axis_of, levels_hpa
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.verify.archive import AnyMaps, ArchiveGrid, Times
-from jigsaw_forecast.verify.array_archive import open_dataset
 from jigsaw_forecast.verify.climatology import day_of_year, hour_of_day
+from jigsaw_forecast.verify.dataset import open_dataset
 
 HOUR, DAY = "hour", "dayofyear"
+_MAX_SINGLE_DAYS = 40  # more than this are told as runs
 _MEAN_SUFFIX = "_mean"  # weatherbench2 adds it where a store holds several statistics
 _THRESHOLD, _DRY_FRACTION = "_seeps_threshold", "_seeps_dry_fraction"
 
@@ -93,16 +94,22 @@ class ClimatologyFile:
         return name in self._names
 
     def missing_days(self, times: Times) -> list[str]:
-        """Days and hours that valid times need and it lacks, `day 60 06 UTC`, sorted."""
-        lacking = set()
+        """Days and hours that valid times need and it lacks, `day 60 06 UTC`, or runs of days."""
+        lacking: dict[int, set[int]] = {}
         for day, hour in zip(day_of_year(times) + 1, hour_of_day(times), strict=True):
             no_hour = self.hours is not None and int(hour) not in self.hours
             if int(day) not in self.days or no_hour:
-                lacking.add((int(day), int(hour) if self.hours is not None else None))
-        order = sorted(lacking, key=lambda one: (one[0], one[1] or 0))
-        return [
-            f"day {day}" + (f" {hour:02d} UTC" if hour is not None else "") for day, hour in order
-        ]
+                lacking.setdefault(int(day), set()).add(int(hour))
+        hours_of = {day: [f"{hour:02d}" for hour in sorted(lacking[day])] for day in lacking}
+        if self.hours is None:
+            hours_of = {day: [] for day in lacking}
+        runs = _runs(sorted(lacking), hours_of.get)
+        if (
+            sum(map(len, hours_of.values())) <= _MAX_SINGLE_DAYS
+            and len(lacking) <= _MAX_SINGLE_DAYS
+        ):
+            runs = [[day] for day in sorted(lacking)]
+        return [part for run in runs for part in _describe_run(run, hours_of[run[0]])]
 
     def read(self, name: str, time: np.datetime64, levels: Sequence[float]) -> AnyMaps:
         """Mean maps for a valid time, shape [levels, Y, X].
@@ -182,12 +189,21 @@ class ClimatologyFile:
         return self._regrid(maps) if self._regrid is not None else maps
 
 
-def _runs(places: Sequence[int]) -> list[list[int]]:
-    """Ascending places as runs of neighbours, which are read in one access each."""
+def _runs(
+    places: Sequence[int], kind: Callable[[int], object] = lambda place: None
+) -> list[list[int]]:
+    """Ascending places as runs of neighbours of one kind."""
     runs: list[list[int]] = []
     for place in places:
-        if runs and place == runs[-1][-1] + 1:
+        if runs and place == runs[-1][-1] + 1 and kind(place) == kind(runs[-1][-1]):
             runs[-1].append(place)
         else:
             runs.append([place])
     return runs
+
+
+def _describe_run(days: Sequence[int], hours: Sequence[str]) -> list[str]:
+    if len(days) > 1:
+        at = f" at {', '.join(hours)} UTC" if hours else ""
+        return [f"days {days[0]} to {days[-1]}{at}"]
+    return [f"day {days[0]} {hour} UTC" for hour in hours] or [f"day {days[0]}"]

@@ -5,6 +5,8 @@ from types import EllipsisType
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_forecast.verify.compiled import compiled
+
 Array64 = npt.NDArray[np.float64]
 
 
@@ -22,7 +24,7 @@ class ExactSum:
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        """Zero."""
+        """Zero, of at least two dims."""
         self.high: Array64 = np.zeros(shape)
         self.low: Array64 = np.zeros(shape)
 
@@ -36,20 +38,30 @@ class ExactSum:
             low: Its own rounding error, where it is a sum itself.
             place: Which part of the sum it belongs to, an index.
         """
-        index = place
-        before = self.high[index]
-        total = before + term
-        virtual = total - before
-        error = (before - (total - virtual)) + (term - virtual)
-        if low is not None:
-            error = error + low
-        # renormalised, so that high stays the rounded sum
-        error = error + self.low[index]
-        high = total + error
-        self.low[index] = error - (high - total)
-        self.high[index] = high
+        sums = (self.high[place], self.low[place])
+        assert term.shape == sums[0].shape, "of the shape of the sum"
+        terms = (term, np.zeros(0) if low is None else low)
+        _add(*(np.require(one, np.float64, ["C", "W"]).reshape(-1) for one in (*sums, *terms)))
 
     @property
     def value(self) -> Array64:
         """The rounded sum."""
         return self.high + self.low
+
+
+@compiled
+def _add(high: Array64, low: Array64, term: Array64, term_low: Array64) -> None:
+    """Adds to both parts of a sum in place, all flat; `term_low` may be empty."""
+    has_low = term_low.size > 0
+    for index in range(high.size):
+        before, more = high[index], term[index]
+        total = before + more
+        virtual = total - before
+        error = (before - (total - virtual)) + (more - virtual)
+        if has_low:
+            error = error + term_low[index]
+        # renormalised, so that high stays the rounded sum
+        error = error + low[index]
+        renewed = total + error
+        low[index] = error - (renewed - total)
+        high[index] = renewed

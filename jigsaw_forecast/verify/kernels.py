@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_forecast.verify.region_sums import sum_errors
 from jigsaw_forecast.verify.regions import RegionWeights
 
 Array64 = npt.NDArray[np.float64]
@@ -80,7 +81,19 @@ class Kernel:
             climatology: Likewise.
         """
         inputs = [forecast, truth] + ([climatology] if climatology is not None else [])
-        return self._sum(inputs, _errors)
+        names = ERRORS if climatology is None else (*ERRORS, *ANOMALIES[:2])
+        # the truth in place of a climatology costs nothing, and its sums are dropped
+        together = sum_errors(forecast, truth, inputs[-1], self.regions.table)
+        counted = self.regions.totals if self.skipna else np.zeros_like(self.regions.totals)
+        found = Sums({name: together[:, number] for number, name in enumerate(names)})
+        found.weights = {name: np.tile(counted, (len(forecast), 1)) for name in names}
+        spoilt = ~np.isfinite(together[:, : len(names)]).all(axis=(1, 2))
+        if spoilt.any():  # by missing values: these maps again, point by point
+            again = self._sum([one[spoilt] for one in inputs], _errors)
+            for name in names:
+                found.values[name][spoilt] = again.values[name]
+                found.weights[name][spoilt] = again.weights[name]
+        return found
 
     def truth_anomaly(self, truth: AnyMaps, climatology: AnyMaps) -> Sums:
         """Sums of `truth_anomaly_square`, inputs of shape [B, Y_i, X]."""

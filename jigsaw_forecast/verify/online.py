@@ -1,227 +1,279 @@
-"""Scores a run while it goes on, on the ranks, from the maps or bands that each of them holds.
+"""Scores a run while it goes on, from the whole maps that its ranks hold anyway.
 
-The sums are those of `kernels`, which are additive over bands, so the result equals scoring the
-same fields from disk, but for the rounding of the sum over bands.
+The plan, the sums and what is written are those of scoring files, so the scores of a run equal
+those of what it writes. One lead time of one variable gives one piece; all pieces together give
+the statistics, whoever made them and in whatever order.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from jigsaw_forecast.verify.archive import AnyMaps, Mask
-from jigsaw_forecast.verify.kernels import ANOMALIES, ERRORS, Kernel, Sums
+from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.verify.archive import AnyMaps, ArchiveGrid, ArchiveVariable, Mask
+from jigsaw_forecast.verify.cache import ArrayCache
+from jigsaw_forecast.verify.exact_sum import ExactSum
 from jigsaw_forecast.verify.pieces import COUNT, Piece, statistic_names
-from jigsaw_forecast.verify.regions import REGIONS, RegionWeights
-from jigsaw_forecast.verify.request import FORECAST, Missing, ModelPlan, ScorePlan
+from jigsaw_forecast.verify.planning import plan_open_sources
+from jigsaw_forecast.verify.request import FORECAST, ModelPlan, ScorePlan, ScoreRequest
+from jigsaw_forecast.verify.scoring import Scorer
+from jigsaw_forecast.verify.sources import Sources, open_sources
+from jigsaw_forecast.verify.units import implausible_units
 
-Array64 = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class OnlineSetting:
-    """What a run scores.
-
-    Attributes:
-        latitudes: Degrees north of the whole grid, north to south, shape [Y].
-        longitudes: Degrees east, shape [X].
-        levels: By variable, in hPa; empty for a single level.
-        units: By variable.
-        init_times: Initial times of the run.
-        lead_times: Lead times that are scored.
-        truth: Where the truth comes from.
-        forecast: Name of what is scored.
-        land: Fraction of land, shape [Y, X].
-        climatology: Where the climatology comes from, None without one.
-        regions: Names, all by default.
-        skipna: Policy on missing values.
-        notice: What must be said wherever the scores are shown.
-    """
-
-    latitudes: Array64
-    longitudes: Array64
-    levels: Mapping[str, tuple[float, ...]]
-    units: Mapping[str, str]
-    init_times: Sequence[np.datetime64]
-    lead_times: Sequence[np.timedelta64]
-    truth: Path
-    forecast: Path
-    land: Array64 | None = None
-    climatology: Path | None = None
-    regions: tuple[str, ...] | None = None
-    skipna: bool = False
-    notice: str = ""
-
-    def plan(self) -> ScorePlan:
-        """The same as a plan, with every pair; without maps and spectra."""
-        inits = np.array(sorted(self.init_times), dtype="datetime64[s]")
-        leads = np.array(sorted(self.lead_times), dtype="timedelta64[s]")
-        every = np.ones((inits.size, leads.size), dtype=bool)
-        regions = self.regions
-        if regions is None:
-            regions = tuple(n for n, r in REGIONS.items() if self.land is not None or not r.is_land)
-        model = ModelPlan(
-            name=FORECAST,
-            kind="forecast",
-            paths=(self.forecast,),
-            pairs=dict.fromkeys(self.levels, every),
-            notes=("scored while it was made, without bias maps and spectra",),
-        )
-        return ScorePlan(
-            models=(model,),
-            truth=(self.truth,),
-            climatology=self.climatology,
-            resolution=None,
-            grid_name=f"{self.longitudes.size}x{self.latitudes.size}",
-            latitudes=self.latitudes,
-            longitudes=self.longitudes,
-            land=self.land,
-            levels=dict(self.levels),
-            units=dict(self.units),
-            init_times=inits,
-            lead_times=leads,
-            regions=regions,
-            with_acc=tuple(self.levels) if self.climatology is not None else (),
-            with_seeps=(),
-            spectra_leads=(),
-            map_leads=(),
-            map_levels={},
-            skipna=self.skipna,
-            notice=self.notice,
-        )
+_NOTE = "scored while it was made"
 
 
-@dataclass
-class _Table:
-    """Sums of one variable, shape [S, I, L, Z, R], and which pairs were added, [I, L, Z]."""
+class MadeMaps:
+    """What a run will make as an archive; it holds one lead time of one variable at a time."""
 
-    values: Array64
-    weights: Array64
-    count: Array64
+    def __init__(
+        self,
+        path: Path,
+        grid: ArchiveGrid,
+        variables: Mapping[str, ArchiveVariable],
+        attributes: Mapping[str, str],
+    ) -> None:
+        """Holds no maps yet.
+
+        Args:
+            path: Names the forecast in the scores.
+            grid: Of all maps.
+            variables: Everything that will be made.
+            attributes: Provenance.
+        """
+        self.path = path
+        self.grid = grid
+        self.variables = dict(variables)
+        self.attributes = attributes
+        self.members: tuple[int, ...] = ()
+        self.skipped: Mapping[str, str] = {}
+        self._maps: AnyMaps | None = None
+
+    def hold(self, maps: AnyMaps | None) -> None:
+        """Hands out these maps, shape [levels, Y, X], from now on."""
+        self._maps = maps
+
+    def static(self, name: str) -> AnyMaps | None:
+        """None: a run makes no fields without time."""
+        return None
+
+    def read(self, name: str, init: int, leads: Sequence[int], levels: Sequence[int]) -> AnyMaps:
+        """The maps that are held, NaN where none are: see `Archive.read`."""
+        if self._maps is None:
+            return np.full((len(leads), 1, len(levels), *self.grid.shape), np.nan)
+        maps: AnyMaps = self._maps[None, None, list(levels)]
+        return maps
+
+    def read_series(
+        self, name: str, inits: Sequence[int], lead: int, levels: Sequence[int]
+    ) -> AnyMaps:
+        """The same for several initial times: see `Archive.read_series`."""
+        return np.stack([self.read(name, init, [lead], levels)[0, 0] for init in inits])
+
+    def preferred_leads(self, name: str) -> int:
+        """One: they come one by one."""
+        return 1
+
+    def absent(self, name: str) -> Mask | None:
+        """None: all that is announced will be made."""
+        return None
 
 
-@dataclass
 class OnlineScorer:
-    """Takes forecast and truth of one lead time after the other; adds up over ranks in the end.
+    """Scores maps as they come, against truth and climatology that are read as they are needed.
 
     Attributes:
-        setting: What is scored; the same on all ranks.
-        rows: Rows of the grid that this rank holds.
+        plan: What is scored: the same as when the finished forecast is scored from disk.
     """
 
-    setting: OnlineSetting
-    rows: slice = field(default_factory=lambda: slice(None))
+    def __init__(self, request: ScoreRequest, made: MadeMaps, num_processes: int = 1) -> None:
+        """Opens the truth and the climatology and plans the score.
 
-    def __post_init__(self) -> None:
-        """Makes the weights of this rank's rows."""
-        self.plan = self.setting.plan()
-        plan = self.plan
-        regions = RegionWeights(
-            plan.latitudes, plan.longitudes, plan.regions, plan.land, rows=self.rows
-        )
-        self._kernel = Kernel(regions, plan.skipna)
-        self._holds_first_row = self.rows.indices(plan.latitudes.size)[0] == 0
-        self._names = [*ERRORS, *(ANOMALIES if plan.with_acc else ())]
-        self._tables = {}
-        for name, held in plan.levels.items():
-            pairs = (plan.init_times.size, plan.lead_times.size, max(1, len(held)))
-            shape = (len(self._names), *pairs, len(plan.regions))
-            self._tables[name] = _Table(np.zeros(shape), np.zeros(shape), np.zeros(pairs))
+        Args:
+            request: What is asked for; its forecast names what the run makes.
+            made: What the run makes.
+            num_processes: How many share the memory for caches.
 
-    def add(
+        Raises:
+            ForecastError: Something is wrong with the files or does not go together; all of it
+                is listed.
+        """
+        sources = open_sources(request.truth, request.climatology, {}, request.resolution)
+        sources.forecasts[FORECAST] = made
+        self.plan = _with_note(plan_open_sources(request, sources))
+        self._made = made
+        self._sources = sources
+        self._scorer = _MapScorer(self.plan, sources, num_processes)
+        self._compared: set[str] = set()
+
+    def score(
         self,
         variable: str,
         init_time: np.datetime64,
         lead_time: np.timedelta64,
-        forecast: AnyMaps,
-        truth: AnyMaps,
-        climatology: AnyMaps | None = None,
-        levels: Sequence[int] | None = None,
-    ) -> None:
-        """Adds the maps of one variable, or this rank's levels of it, at one time.
-
-        A pair that the truth lacks is not added; it is then reported as missing.
+        maps: AnyMaps,
+    ) -> Piece | None:
+        """Scores one variable at one time, and the baselines beside it.
 
         Args:
             variable: WeatherBench name.
             init_time: Initial time.
             lead_time: Lead time.
-            forecast: This rank's rows, physical units, shape [levels, Y_i, X].
-            truth: Likewise.
-            climatology: Likewise, where the setting has a climatology.
-            levels: Places of these levels among the variable's, all by default.
+            maps: All levels of the variable that the run makes, ascending, physical units, shape
+                [levels, Y, X].
+
+        Returns:
+            The statistics of this time, for `join_pieces`; None where the variable is not scored.
+
+        Raises:
+            DataError: The truth cannot be read, or is in other units.
         """
-        plan, table = self.plan, self._tables[variable]
-        assert (climatology is None) == (self.setting.climatology is None), "as the setting says"
-        i = int(np.searchsorted(plan.init_times, init_time.astype("datetime64[s]")))
-        j = int(np.searchsorted(plan.lead_times, lead_time.astype("timedelta64[s]")))
-        places = list(range(table.count.shape[2])) if levels is None else list(levels)
-        sums = Sums()
-        sums.add(self._kernel.errors(forecast, truth, climatology))
-        if climatology is not None:
-            sums.add(self._kernel.truth_anomaly(truth, climatology))
-        for number, name in enumerate(self._names):
-            table.values[number, i, j, places] = sums.values[name]
-            table.weights[number, i, j, places] = sums.weights[name]
-        if self._holds_first_row:
-            table.count[i, j, places] = 1.0
+        if variable not in self.plan.levels:
+            return None
+        i, j = _place(self.plan, init_time, lead_time)
+        self._made.hold(maps)
+        try:
+            self._compare_units(variable, i, j, maps)
+            return self._scorer.score_maps(_narrowed(self.plan, i, j), variable)
+        finally:
+            self._made.hold(None)
 
-    def reduce(self, add_up: Callable[[Array64], Array64]) -> None:
-        """Sums over the ranks that hold other rows, fields or initial times.
+    def _compare_units(self, variable: str, i: int, j: int, maps: AnyMaps) -> None:
+        """Refuses a truth whose numbers are those of another unit, at the first maps.
 
-        Args:
-            add_up: The sum of an array over these ranks, such as an all-reduce.
-
-        Communication:
-            One sum of each variable's tables: 16 bytes for each statistic, region, initial and
-            lead time and level.
+        Raises:
+            DataError: They are.
         """
-        for table in self._tables.values():
-            table.values = add_up(table.values)
-            table.weights = add_up(table.weights)
-            table.count = add_up(table.count)
+        plan, truth = self.plan, self._sources.truth
+        valid = plan.init_times[i] + plan.lead_times[j]
+        if variable in self._compared or not plan.models[0].pairs[variable][i, j]:
+            return
+        self._compared.add(variable)
+        held = truth.archive.variables[variable].levels
+        own = self._made.variables[variable].levels
+        level = plan.levels[variable][0] if plan.levels[variable] else 0.0
+        place = held.index(level) if held else 0
+        expected = truth.read(variable, valid, [place])[0]
+        found = maps[own.index(level) if own else 0]
+        if why := implausible_units(variable, level, found, expected):
+            raise DataError(
+                f"units of {variable} differ between the forecast and the truth "
+                f"{truth.archive.path}: {why}; convert the truth"
+            )
 
-    def piece(self) -> Piece:
-        """The statistics of all initial times, as scoring from disk makes them."""
-        plan = self.plan
-        model = plan.models[0]
+
+def join_pieces(
+    plan: ScorePlan, parts: Iterable[tuple[np.datetime64, np.timedelta64, Piece]]
+) -> Piece:
+    """The statistics of a whole run from those of its lead times.
+
+    Args:
+        plan: What they belong to.
+        parts: Initial time, lead time and what `OnlineScorer.score` gave.
+    """
+    whole = Piece(tuple(range(plan.init_times.size)))
+    for model in plan.models:
         names = statistic_names(plan, model)
-        piece = Piece(tuple(range(plan.init_times.size)))
-        for variable, table in self._tables.items():
-            sums = Sums(
-                dict(zip(self._names, table.values, strict=True)),
-                dict(zip(self._names, table.weights, strict=True)),
-            )
-            means = self._kernel.means(sums)  # [I, L, Z, R]
-            count = np.broadcast_to(table.count[..., None], table.values.shape[1:])
-            stored = [
-                count if name == COUNT else np.where(count > 0, means[name], np.nan)
-                for name in names
-            ]
-            piece.statistics[(model.name, variable)] = np.stack(
-                [one.transpose(0, 3, 1, 2) for one in stored]
-            )
+        for variable, levels in plan.levels.items():
+            shape = (
+                len(names), plan.init_times.size, len(plan.regions), plan.lead_times.size,
+                max(1, len(levels)),
+            )  # fmt: skip
+            table = np.full(shape, np.nan)
+            table[names.index(COUNT)] = 0.0
+            whole.statistics[(model.name, variable)] = table
+    for init_time, lead_time, piece in parts:
+        i, j = _place(plan, init_time, lead_time)
+        for key, values in piece.statistics.items():
+            whole.statistics[key][:, i, :, j] = values[:, 0, :, 0]
+        if j in plan.map_leads:
+            at = plan.map_leads.index(j)
+            _add_sums(whole.maps, whole.map_counts, piece.maps, piece.map_counts, at,
+                      len(plan.map_leads))  # fmt: skip
+        if j in plan.spectra_leads:
+            at = plan.spectra_leads.index(j)
+            _add_sums(whole.spectra, whole.spectra_counts, piece.spectra, piece.spectra_counts, at,
+                      len(plan.spectra_leads))  # fmt: skip
+    return whole
+
+
+class _MapScorer(Scorer):
+    """A scorer that is handed one time after the other, with all variables in one cache."""
+
+    def __init__(self, plan: ScorePlan, sources: Sources, num_processes: int) -> None:
+        super().__init__(plan, sources, num_processes)
+        self._shared = self._cache
+
+    def score_maps(self, plan: ScorePlan, variable: str) -> Piece:
+        """Scores one variable of a plan of one initial and one lead time."""
+        self._plan = plan
+        self._cache = _CacheOfVariable(self._shared, variable)
+        piece = Piece((0,))
+        for model in plan.models:
+            self._score_init(piece, model, variable, 0, 0)
         return piece
 
-    def final_plan(self) -> ScorePlan:
-        """The plan with the pairs that were not added as missing."""
-        plan = self.plan
-        missing = []
-        pairs: dict[str, Mask] = {}
-        for variable, table in self._tables.items():
-            pairs[variable] = np.asarray((table.count > 0).any(axis=2))
-            for i, j in np.argwhere(~pairs[variable]):
-                init, lead = plan.init_times[i], plan.lead_times[j]
-                missing.append(Missing(variable, init, lead, f"the truth lacks {init + lead}"))
-        model = plan.models[0]
-        made = ModelPlan(
-            name=model.name,
-            kind=model.kind,
-            paths=model.paths,
-            pairs=pairs,
-            missing=tuple(missing),
-            notes=model.notes,
-        )
-        return replace(plan, models=(made,))
+
+class _CacheOfVariable(ArrayCache):
+    """One variable's share of a cache: the keys of a scorer do not name the variable."""
+
+    def __init__(self, shared: ArrayCache, variable: str) -> None:
+        self.num_bytes = shared.num_bytes
+        self._shared = shared
+        self._variable = variable
+
+    def get(self, key: Hashable, make: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """See `ArrayCache.get`."""
+        return self._shared.get((self._variable, key), make)
+
+
+def _with_note(plan: ScorePlan) -> ScorePlan:
+    first = plan.models[0]
+    own = replace(first, notes=(*first.notes, _NOTE))
+    return replace(plan, models=(own, *plan.models[1:]))
+
+
+def _place(plan: ScorePlan, init_time: np.datetime64, lead_time: np.timedelta64) -> tuple[int, int]:
+    i = int(np.searchsorted(plan.init_times, init_time.astype("datetime64[s]")))
+    j = int(np.searchsorted(plan.lead_times, lead_time.astype("timedelta64[s]")))
+    assert plan.init_times[i] == init_time, "planned"
+    assert plan.lead_times[j] == lead_time, "planned"
+    return i, j
+
+
+def _narrowed(plan: ScorePlan, i: int, j: int) -> ScorePlan:
+    """The plan of one initial and one lead time."""
+
+    def one_pair(model: ModelPlan) -> ModelPlan:
+        pairs = {name: mask[i : i + 1, j : j + 1] for name, mask in model.pairs.items()}
+        return replace(model, pairs=pairs)
+
+    return replace(
+        plan,
+        models=tuple(one_pair(model) for model in plan.models),
+        init_times=plan.init_times[i : i + 1],
+        lead_times=plan.lead_times[j : j + 1],
+        map_leads=(0,) if j in plan.map_leads else (),
+        spectra_leads=(0,) if j in plan.spectra_leads else (),
+    )
+
+
+def _add_sums(
+    totals: dict[tuple[str, str], ExactSum],
+    counts: dict[tuple[str, str], npt.NDArray[np.int64]],
+    more: Mapping[tuple[str, str], ExactSum],
+    more_counts: Mapping[tuple[str, str], npt.NDArray[np.int64]],
+    place: int,
+    size: int,
+) -> None:
+    """Adds the sums of one lead time to those of all."""
+    for key, one in more.items():
+        if key not in totals:
+            totals[key] = ExactSum((size, *one.high.shape[1:]))
+            counts[key] = np.zeros(size, dtype=np.int64)
+        totals[key].add(one.high[0], one.low[0], place)
+        counts[key][place] += more_counts[key][0]

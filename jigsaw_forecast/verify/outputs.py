@@ -4,7 +4,7 @@ import csv
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from jigsaw_forecast import __version__
+from jigsaw_forecast.verify.archive import Times
 from jigsaw_forecast.verify.metrics import (
     ACC_POOLED_TEXT,
     ACC_TEXT,
@@ -27,6 +28,7 @@ from jigsaw_forecast.verify.statistics_file import FOLDER, StatisticsFile
 
 Array64 = npt.NDArray[np.float64]
 
+Entries = Mapping[str, object]
 # dims, values, attributes
 _Entry = tuple[tuple[str, ...], npt.NDArray[np.floating], dict[str, str]]
 
@@ -51,13 +53,16 @@ def scores_name(model: ModelPlan) -> str:
     return "scores.nc" if model.name == FORECAST else f"scores_{model.name}.nc"
 
 
-def make_scores(plan: ScorePlan, model: ModelPlan, statistics: StatisticsFile) -> xr.Dataset:
-    """The table of a model: metric, region, lead time and level."""
+def make_scores(
+    plan: ScorePlan, model: ModelPlan, statistics: StatisticsFile
+) -> tuple[xr.Dataset, Times]:
+    """The table of a model, metric by region, lead time and level, and its initial times."""
     skipna = plan.skipna
     seeps = tuple(name for name in statistics.names if name.startswith("seeps"))
     metrics = metric_names(model.num_members, seeps)
     arrays: dict[str, _Entry] = {}
     pairs = np.zeros(len(plan.lead_hours), dtype=np.int64)
+    is_scored = np.zeros(plan.init_times.size, dtype=bool)
 
     def table(found: dict[str, Array64], has_levels: bool) -> tuple[tuple[str, ...], Array64]:
         shape = next(iter(found.values())).shape
@@ -68,7 +73,9 @@ def make_scores(plan: ScorePlan, model: ModelPlan, statistics: StatisticsFile) -
     for variable in plan.variables:
         count = statistics.read(variable, COUNT)
         assert count is not None
-        pairs = np.maximum(pairs, (count > 0).any(axis=(1, 3)).sum(axis=0))
+        counted = np.any(count > 0, axis=(1, 3))
+        pairs = np.maximum(pairs, counted.sum(axis=0))
+        is_scored |= counted.any(axis=1)
         found = compute_metrics(
             lambda name, variable=variable: statistics.read(variable, name),  # type: ignore[misc]
             count,
@@ -93,12 +100,14 @@ def make_scores(plan: ScorePlan, model: ModelPlan, statistics: StatisticsFile) -
     }
     if statistics.levels:
         coordinates["level"] = np.array(statistics.levels, dtype=np.int32)
-    return xr.Dataset(arrays, coords=coordinates, attrs=attributes_of(plan, model))
+    times = plan.init_times[is_scored]
+    scores = xr.Dataset(arrays, coords=coordinates, attrs=_attributes_of(plan, model, times))
+    return scores, times
 
 
-def attributes_of(plan: ScorePlan, model: ModelPlan) -> dict[str, str | int]:
+def _attributes_of(plan: ScorePlan, model: ModelPlan, times: Times) -> dict[str, str | int]:
     """The protocol as attributes of a table."""
-    inits = [str(one) for one in plan.init_times]
+    inits = [str(one) for one in times]
     listed = ", ".join(inits)
     if len(inits) > MAX_LISTED_INITS:
         listed = f"{inits[0]} to {inits[-1]}, {len(inits)} of them"
@@ -201,7 +210,9 @@ def make_spectra(plan: ScorePlan, sums: Piece) -> xr.Dataset | None:
     levels = sorted({level for held in plan.levels.values() for level in held})
     arrays: dict[str, _Entry] = {}
     for variable, held in plan.levels.items():
-        one = next(total for key, total in sums.spectra.items() if key[1] == variable)
+        one = next((total for key, total in sums.spectra.items() if key[1] == variable), None)
+        if one is None:
+            continue  # none of its pairs was scored
         size = one.high.shape
         full = np.full((len(order), size[0], max(1, len(levels)), *size[2:]), np.nan)
         for place, model in enumerate(order):
@@ -263,10 +274,17 @@ def make_rank_histogram(plan: ScorePlan, model: ModelPlan, sums: Piece) -> xr.Da
 
 
 def write_protocol(
-    output: Path, plans: Sequence[ScorePlan], files: dict[str, dict[str, str | None]],
+    output: Path, plans: Sequence[ScorePlan], entries: Mapping[str, Entries],
     command: Sequence[str],
 ) -> None:  # fmt: skip
-    """Writes everything that was decided, for people and for the report."""
+    """Writes everything that was decided, for people and for the report.
+
+    Args:
+        output: Folder to write into.
+        plans: What was scored.
+        entries: By model, what is known only after scoring: its initial times and its files.
+        command: Of the user.
+    """
     first = plans[0]
     levels = {name: {"levels": [_plain(v) for v in held], "units": first.units[name]}
               for name, held in first.levels.items()}  # fmt: skip
@@ -282,7 +300,7 @@ def write_protocol(
                      "xarray": xr.__version__, "python": platform.python_version()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": list(command),
-        "models": [_model_entry(plan, model, files[model.name])
+        "models": [_model_entry(plan, model, entries[model.name])
                    for plan in plans for model in plan.models],
         "truth": ", ".join(map(str, first.truth)),
         "climatology": str(first.climatology) if first.climatology is not None else None,
@@ -303,9 +321,7 @@ def write_protocol(
     path.write_text(json.dumps(protocol, indent=1) + "\n", encoding="utf-8")
 
 
-def _model_entry(
-    plan: ScorePlan, model: ModelPlan, files: dict[str, str | None]
-) -> dict[str, object]:
+def _model_entry(plan: ScorePlan, model: ModelPlan, entries: Entries) -> dict[str, object]:
     missing = [
         {"init_time": str(one.init_time), "lead_time": int(one.lead_time / np.timedelta64(1, "h")),
          "variable": one.variable or None, "why": one.why}
@@ -321,8 +337,6 @@ def _model_entry(
         "resolution": plan.grid_name,
         "regridded_from": "own grid" if plan.resolution is not None else None,
         "members": max(1, model.num_members),
-        "init_times": [str(one) for one in plan.init_times],
-        "num_init_times": int(plan.init_times.size),
         "missing": missing,
         "num_missing": len(model.missing),
         "lead_times": plan.lead_hours,
@@ -332,7 +346,7 @@ def _model_entry(
         "statistics": f"{FOLDER}/{model.name}.nc",
         "notes": list(model.notes),
         "attributes": dict(model.attributes),
-        **files,
+        **entries,
     }
 
 

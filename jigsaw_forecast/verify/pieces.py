@@ -1,10 +1,12 @@
 """What scoring a part of the initial times gives: additive, mergeable, stored without pickle."""
 
 import os
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +14,14 @@ import numpy.typing as npt
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.verify.exact_sum import ExactSum
 from jigsaw_forecast.verify.kernels import ANOMALIES, DRY_THRESHOLDS_M, ENSEMBLE, ERRORS
+from jigsaw_forecast.verify.memory import sum_bytes
 from jigsaw_forecast.verify.request import ModelPlan, ScorePlan
 
 Array64 = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 COUNT = "count"
+SUM_BYTES = 96 << 20  # of the bias maps and spectra of a unit, unless one variable has more
 TRUTH = "truth"  # its place among the models of the spectra
 
 
@@ -61,6 +65,18 @@ class Piece:
             path: File to write.
             digest: Of the plan that it belongs to.
         """
+        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        with partial.open("wb") as file:
+            self.write(file, digest)
+        os.replace(partial, path)
+
+    def write(self, file: BinaryIO, digest: str) -> None:
+        """Writes it into an open file.
+
+        Args:
+            file: File to write.
+            digest: Of the plan that it belongs to.
+        """
         arrays: dict[str, npt.NDArray[np.generic]] = {
             "digest": np.array(digest),
             "inits": np.array(self.inits, dtype=np.int64),
@@ -71,20 +87,17 @@ class Piece:
             for key, total in getattr(self, kind).items():
                 arrays[_key(f"{kind}_high", *key)] = total.high
                 arrays[_key(f"{kind}_low", *key)] = total.low
-        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, path)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, path: Path, digest: str) -> "Piece | None":
+    def load(cls, source: Path | BinaryIO, digest: str) -> "Piece | None":
         """Reads one back; None where it is of another plan or cut off."""
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with np.load(source, allow_pickle=False) as stored:
                 if str(stored["digest"]) != digest:
                     return None
                 return cls._from(stored)
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
     @classmethod
@@ -118,6 +131,30 @@ class Piece:
                 own[key] = own[key] + count if key in own else count
 
 
+def add_term(
+    sums: dict[tuple[str, str], ExactSum],
+    counts: dict[tuple[str, str], Counts],
+    key: tuple[str, str],
+    at: tuple[int, int],
+    term: Array64,
+) -> None:
+    """Adds a term to a piece's maps or spectra, which are made where there are none.
+
+    Args:
+        sums: `maps` or `spectra` of a piece.
+        counts: Their counts.
+        key: Model and variable.
+        at: Place of the lead time, and the number of lead times.
+        term: Shape of the sum without the lead times.
+    """
+    place, size = at
+    if key not in sums:
+        sums[key] = ExactSum((size, *term.shape))
+        counts[key] = np.zeros(size, dtype=np.int64)
+    sums[key].add(term, place=place)
+    counts[key][place] += 1
+
+
 @dataclass(frozen=True)
 class Unit:
     """A part of the work: some variables from some initial times.
@@ -149,7 +186,8 @@ def split_work(plan: ScorePlan, unit_bytes: int, num_workers: int) -> list[Unit]
     size = 0
     for name, one in per_init.items():
         # small variables go together, so that units are few
-        if groups and (size + one) * count <= unit_bytes:
+        is_small = (size + one) * count <= unit_bytes
+        if groups and is_small and sum_bytes(plan, [*groups[-1], name]) <= SUM_BYTES:
             groups[-1].append(name)
             size += one
         else:

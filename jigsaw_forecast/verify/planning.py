@@ -60,6 +60,15 @@ def plan_score(request: ScoreRequest) -> tuple[ScorePlan, list[ScorePlan], Sourc
     return plan, others, sources
 
 
+def plan_open_sources(request: ScoreRequest, sources: Sources) -> ScorePlan:
+    """The plan of a request whose files are open already.
+
+    Raises:
+        ForecastError: What is wrong with the request or its files; all of it is listed.
+    """
+    return _Planner(request, sources).plan()
+
+
 def _plan_apart(request: ScoreRequest, plan: ScorePlan, name: str, why: str) -> ScorePlan:
     """The plan of a comparison that is not like for like."""
     truth = request.compare_truth.get(name)

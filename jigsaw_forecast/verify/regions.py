@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.grid import area_weights
+from jigsaw_forecast.verify.region_sums import RegionTable, sum_values
 
 Array64 = npt.NDArray[np.float64]
 Bounds = tuple[float, float]
@@ -58,12 +59,13 @@ REGIONS: dict[str, Region] = {
 
 
 class RegionWeights:
-    """Area-weighted means over regions, for whole maps or for a band of rows.
+    """Area-weighted sums over regions.
 
     Attributes:
         names: Regions, in the order of the results.
-        num_rows: Rows of the band.
         empty: Regions without a point of positive weight; their means are NaN.
+        totals: Weight of each region, shape [R].
+        table: What compiled sums take.
     """
 
     def __init__(
@@ -72,7 +74,6 @@ class RegionWeights:
         longitudes: npt.ArrayLike,
         names: Sequence[str],
         land: npt.ArrayLike | None = None,
-        rows: slice = slice(None),
     ) -> None:
         """Makes the weights.
 
@@ -81,7 +82,6 @@ class RegionWeights:
             longitudes: Degrees east from 0, shape [X].
             names: Keys of `REGIONS`.
             land: Fraction of land, shape [Y, X]; points without a value count as sea.
-            rows: The band, all rows by default.
 
         Raises:
             DataError: A region is unknown, or one of land is wanted without a land mask.
@@ -96,36 +96,15 @@ class RegionWeights:
             raise DataError(f"regions {', '.join(needing)} need a land mask: missing land_sea_mask")
         self.names = tuple(names)
         regions = [REGIONS[name] for name in names]
-        area = area_weights(lat)
-        by_row = np.stack([np.where(_within(lat, r.latitudes), area, 0.0) for r in regions])
-        fraction = np.nan_to_num(np.asarray(land, dtype=np.float64)) if land is not None else None
-        columns = [_within(lon, r.longitudes) for r in regions]
-        self._land = fraction[rows] if fraction is not None and needing else None
-        self._is_land = np.array([region.is_land for region in regions])
-        self._columns = np.stack(columns).astype(np.float64)
-        totals = [
-            _total(row, column, fraction if region.is_land else None)
-            for row, column, region in zip(by_row, self._columns, regions, strict=True)
-        ]
-        self.empty = tuple(n for n, total in zip(names, totals, strict=True) if not total > 0)
-        self._totals = np.array(totals)
-        self._by_row = by_row[:, rows]  # [R, Y_i]
-        self.num_rows = self._by_row.shape[1]
-        self._set_features()
-
-    def _set_features(self) -> None:
-        """Sums over longitude that the regions share, and how rows of them make regions."""
-        boxes = self._columns[~self._is_land]
-        masks, inverse = np.unique(boxes, axis=0, return_inverse=True)
-        self._masks = np.ascontiguousarray(masks.T)  # [X, K]
-        num_masks = masks.shape[0]
-        num_features = num_masks + (self._land is not None)
-        mixing = np.zeros((self.num_rows, num_features, len(self.names)))
-        boxes_seen = iter(np.ravel(inverse).tolist())
-        for place, is_land in enumerate(self._is_land):
-            feature = num_masks if is_land else next(boxes_seen)
-            mixing[:, feature, place] = self._by_row[place]
-        self._mixing = mixing
+        rows = np.stack([_within(lat, region.latitudes) for region in regions])
+        columns = np.stack([_within(lon, region.longitudes) for region in regions])
+        is_land = np.array([region.is_land for region in regions])
+        fraction = np.zeros((0, 0))
+        if needing:
+            fraction = np.ascontiguousarray(np.nan_to_num(np.asarray(land, dtype=np.float64)))
+        self.table = _make_table(area_weights(lat), rows, columns, is_land, fraction)
+        self.totals: Array64 = sum_values(np.ones((1, lat.size, lon.size)), 0, self.table)[0]
+        self.empty = tuple(n for n, total in zip(names, self.totals, strict=True) if not total > 0)
 
     def sums(self, values: Array64, first_row: int = 0) -> Array64:
         """Weighted sums over a block of rows, not yet divided by the regions' weights.
@@ -133,29 +112,46 @@ class RegionWeights:
         The points must be finite: one that is not would spoil every region.
 
         Args:
-            values: Shape [..., rows, X], C-contiguous.
-            first_row: Of the block, within the band.
+            values: Shape [..., rows, X].
+            first_row: Of the block.
 
         Returns:
             Shape [..., R].
         """
-        *leading, num_rows, num_columns = values.shape
-        rows = slice(first_row, first_row + num_rows)
-        # the sum over longitude first: few products of whole maps serve all regions
-        features = values.reshape(-1, num_columns) @ self._masks
-        features = features.reshape(-1, num_rows, self._masks.shape[1])
-        if self._land is not None:
-            maps = values.reshape(-1, num_rows, num_columns)
-            on_land = np.einsum("byx,yx->by", maps, self._land[rows])
-            features = np.concatenate([features, on_land[:, :, None]], axis=2)
-        mixing = self._mixing[rows].reshape(-1, len(self.names))
-        found = features.reshape(features.shape[0], -1) @ mixing
-        return np.asarray(found.reshape(*leading, len(self.names)))
+        leading = values.shape[:-2]
+        found = sum_values(values.reshape(-1, *values.shape[-2:]), first_row, self.table)
+        return found.reshape(*leading, len(self.names))
 
-    @property
-    def totals(self) -> Array64:
-        """Weight of each region over the whole globe, shape [R]."""
-        return self._totals
+
+def _make_table(
+    area: Array64,
+    rows: npt.NDArray[np.bool_],
+    columns: npt.NDArray[np.bool_],
+    is_land: npt.NDArray[np.bool_],
+    land: Array64,
+) -> RegionTable:
+    """Cuts the grid where a region begins or ends.
+
+    Args:
+        area: Weight of each row, shape [Y].
+        rows: Which rows each region has, shape [R, Y].
+        columns: Which columns each region has, shape [R, X].
+        is_land: Which regions weigh by the fraction of land, shape [R]; they have all columns.
+        land: Fraction of land, shape [Y, X] or empty.
+    """
+    bands, band_of = np.unique(rows, axis=1, return_inverse=True)  # [R, bands], [Y]
+    changes = np.flatnonzero((np.diff(columns, axis=1)).any(axis=0)) + 1
+    edges = np.concatenate([[0], changes, [columns.shape[1]]]).astype(np.int64)
+    in_segment = columns[:, edges[:-1]] & ~is_land[:, None]
+    in_cell = np.concatenate([in_segment, is_land[:, None]], axis=1)  # [R, S + 1]
+    has_cell = bands.T[:, None, :] & in_cell.T[None]
+    return RegionTable(
+        edges=edges,
+        area=np.ascontiguousarray(area, dtype=np.float64),
+        band_of=np.ravel(band_of).astype(np.int64),
+        land=land,
+        has_cell=np.ascontiguousarray(has_cell, dtype=np.float64),
+    )
 
 
 def _within(values: Array64, ranges: Sequence[Bounds]) -> npt.NDArray[np.bool_]:
@@ -163,9 +159,3 @@ def _within(values: Array64, ranges: Sequence[Bounds]) -> npt.NDArray[np.bool_]:
     for low, high in ranges:
         inside |= (values >= low) & (values <= high)
     return inside
-
-
-def _total(row: Array64, column: Array64, land: Array64 | None) -> float:
-    if land is None:
-        return float(row.sum() * column.sum())
-    return float(row @ (land @ column))

@@ -14,7 +14,9 @@ import numpy as np
 
 from jigsaw_forecast.errors import DataError, OutputError
 from jigsaw_forecast.parallel.rank_environment import RankEnvironment, distributed_environment
+from jigsaw_forecast.verify.memory import num_processes_that_fit
 from jigsaw_forecast.verify.outputs import (
+    Entries,
     make_maps,
     make_rank_histogram,
     make_scores,
@@ -58,6 +60,7 @@ def score(request: ScoreRequest) -> Path | None:
     """
     environment = distributed_environment()
     rank, num_ranks = (environment.rank, environment.world_size) if environment else (0, 1)
+    num_here = (environment.local_world_size or 1) if environment else 1
     plan, others, sources = plan_score(request)
     plans = [plan, *others]
     for warning in dict.fromkeys(w for one in plans for w in one.warnings):
@@ -73,11 +76,12 @@ def score(request: ScoreRequest) -> Path | None:
     for one, digest in zip(plans, digests, strict=True):
         folder = work / digest[:16]
         folder.mkdir(exist_ok=True)
-        workers = _choose_workers(one, request.workers)
+        workers = request.workers or _choose_workers(one, num_here)
         units = split_work(one, UNIT_BYTES, workers * num_ranks)
         mine = [u for u in units[rank::num_ranks] if not is_done(folder, u, digest)]
         if mine:
-            do_units(one, sources if one is plan else None, mine, folder, digest, workers)
+            opened = sources if one is plan else None
+            do_units(one, opened, mine, folder, digest, workers, num_here)
         pieces.append([(unit, piece_path(folder, unit)) for unit in units])
     if rank != 0:
         return None
@@ -86,16 +90,16 @@ def score(request: ScoreRequest) -> Path | None:
     return request.output
 
 
-def _choose_workers(plan: ScorePlan, wanted: int | None) -> int:
-    if wanted is not None:
-        return wanted
+def _choose_workers(plan: ScorePlan, num_ranks_here: int) -> int:
+    """Processes of a rank: no more than the machine has cores, and as its memory is bounded."""
     fields = sum(max(1, len(held)) for held in plan.levels.values())
     size = plan.latitudes.size * plan.longitudes.size * 4 * fields
     size *= int(plan.init_times.size * plan.lead_times.size)
     if size < _SMALL_BYTES:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, _MAX_WORKERS)
+    most = num_processes_that_fit(plan, min(cores or 1, _MAX_WORKERS))
+    return max(1, most // num_ranks_here)
 
 
 def _is_whole(request: ScoreRequest, digests: Sequence[str]) -> bool:
@@ -261,13 +265,13 @@ def _write_results(
 ) -> None:
     """Makes tables, maps, spectra and histograms from the statistics in a folder."""
     tables = []
-    files: dict[str, dict[str, str | None]] = {}
+    entries: dict[str, Entries] = {}
     for number, plan in enumerate(plans):
         sums = Piece.load(fresh / FOLDER / SUMS_NAME.format(number), digests[number])
         assert sums is not None, "written just now"
         for model in plan.models:
             statistics = StatisticsFile(fresh / FOLDER / f"{model.name}.nc")
-            scores = make_scores(plan, model, statistics)
+            scores, times = make_scores(plan, model, statistics)
             statistics.close()
             scores.to_netcdf(fresh / scores_name(model), engine="netcdf4")
             tables.append((model.name, scores))
@@ -275,7 +279,11 @@ def _write_results(
             maps_name = f"maps_{model.name}.nc" if maps is not None else None
             if maps is not None:
                 maps.to_netcdf(fresh / f"maps_{model.name}.nc", engine="netcdf4")
-            files[model.name] = {"maps": maps_name}
+            entries[model.name] = {
+                "init_times": [str(one) for one in times],
+                "num_init_times": len(times),
+                "maps": maps_name,
+            }
             ranks = make_rank_histogram(plan, model, sums)
             if ranks is not None:
                 suffix = "" if model.name == FORECAST else f"_{model.name}"
@@ -286,7 +294,7 @@ def _write_results(
     write_csv(fresh / "scores.csv", tables)
     stored = {"digests": list(digests), "plans": [plan_to_json(plan) for plan in plans]}
     (fresh / FOLDER / PLAN_NAME).write_text(json.dumps(stored), encoding="utf-8")
-    write_protocol(fresh, plans, files, command)
+    write_protocol(fresh, plans, entries, command)
 
 
 def merge_scores(

@@ -1,6 +1,6 @@
 """Scores units of work: reads each truth map once, every forecast map once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,6 @@ from jigsaw_forecast.verify.baselines import (
     YearsAsMembers,
 )
 from jigsaw_forecast.verify.cache import ArrayCache
-from jigsaw_forecast.verify.exact_sum import ExactSum
 from jigsaw_forecast.verify.kernels import (
     ANOMALIES,
     DRY_THRESHOLDS_M,
@@ -22,7 +21,20 @@ from jigsaw_forecast.verify.kernels import (
     Kernel,
     rank_counts,
 )
-from jigsaw_forecast.verify.pieces import COUNT, TRUTH, Piece, Unit, statistic_names
+from jigsaw_forecast.verify.memory import (
+    BLOCK_BYTES,
+    Places,
+    cache_bytes,
+    group_lead_times,
+)
+from jigsaw_forecast.verify.pieces import (
+    COUNT,
+    TRUTH,
+    Piece,
+    Unit,
+    add_term,
+    statistic_names,
+)
 from jigsaw_forecast.verify.regions import RegionWeights
 from jigsaw_forecast.verify.request import ModelPlan, ScorePlan
 from jigsaw_forecast.verify.sources import Sources, reopen_sources
@@ -31,10 +43,7 @@ from jigsaw_forecast.verify.spectra import zonal_energy_spectrum
 Array64 = npt.NDArray[np.float64]
 Statistics = dict[str, Array64]  # by statistic, shape [pairs, Z, R]
 
-BLOCK_BYTES = 16 << 20  # of forecasts read in one access
-CACHE_BYTES = 896 << 20  # of truth and climatology, in all processes together
-_LARGEST_CACHE_BYTES = 448 << 20  # in one process: ten days of a field at 0.25 degrees
-_SMALLEST_CACHE_BYTES = 32 << 20
+_TOGETHER_BYTES = 1 << 20  # maps that are scored in one call: few calls for small ones, no copies
 
 
 class Scorer:
@@ -55,9 +64,7 @@ class Scorer:
         self._truth = self._sources.truth
         regions = RegionWeights(plan.latitudes, plan.longitudes, plan.regions, plan.land)
         self._kernel = Kernel(regions, plan.skipna)
-        self._cache = ArrayCache(
-            max(min(CACHE_BYTES // num_processes, _LARGEST_CACHE_BYTES), _SMALLEST_CACHE_BYTES)
-        )
+        self._cache = ArrayCache(cache_bytes(plan, num_processes))
         self._years = YearsAsMembers(self._truth, plan.years) if plan.years else None
         self._dry: dict[str, Array64] = {}
 
@@ -66,77 +73,124 @@ class Scorer:
 
         Args:
             unit: Its variables and initial times.
-            advance: Called with the number of pairs done now and then.
+            advance: Called with the number of pairs of initial and lead time done now and then.
         """
         piece = Piece(unit.inits)
         for variable in unit.variables:
             self._cache.clear()
-            ahead = self._num_ahead(variable)
-            for place, init in enumerate(unit.inits):
-                if place % ahead == 0:
-                    self._read_ahead(variable, unit.inits[place : place + ahead])
-                done = 0
-                for model in self._plan.models:
-                    done = max(done, self._score_init(piece, model, variable, place, init))
-                if advance is not None:
-                    advance(1)
+            per_time = self._bytes_a_time(variable, unit.inits)
+            for leads in self._lead_groups(variable, per_time):
+                self._score_leads(piece, variable, unit.inits, leads, per_time, advance)
         return piece
 
-    def _num_ahead(self, variable: str) -> int:
-        """Initial times whose truth and climatology are read together: half of the cache."""
-        plan = self._plan
-        per_time = plan.latitudes.size * plan.longitudes.size * 8
-        per_time *= max(1, len(plan.levels[variable])) * (1 + (variable in plan.with_acc))
-        return max(1, self._cache.num_bytes // (2 * per_time * max(1, plan.lead_times.size)))
+    def _score_leads(
+        self,
+        piece: Piece,
+        variable: str,
+        inits: Sequence[int],
+        leads: Places,
+        per_time: int,
+        advance: Callable[[int], None] | None,
+    ) -> None:
+        """Scores some lead times of one variable from one initial time after the other."""
+        # half of the cache for the initial times to come
+        ahead = max(1, self._cache.num_bytes // (2 * per_time * leads.size))
+        fits = leads.size * per_time <= self._cache.num_bytes
+        for place, init in enumerate(inits):
+            if fits and place % ahead == 0:
+                self._read_ahead(variable, inits[place : place + ahead], leads, per_time)
+            for model in self._plan.models:
+                self._score_init(piece, model, variable, place, init, leads)
+            if advance is not None:
+                advance(int(leads.size))
 
-    def _read_ahead(self, variable: str, inits: Sequence[int]) -> None:
+    def _bytes_a_time(self, variable: str, inits: Sequence[int]) -> int:
+        """Size of the truth and climatology of one valid time; reads one."""
+        plan = self._plan
+        for model in plan.models:
+            for init in inits:
+                leads = np.flatnonzero(model.pairs[variable][init])
+                if leads.size:
+                    time = plan.init_times[init] + plan.lead_times[leads[0]]
+                    size = self._truth_at(variable, time).nbytes
+                    if variable in plan.with_acc:
+                        size += self._climatology_at(variable, time).nbytes
+                    return size
+        return 1
+
+    def _lead_groups(self, variable: str, per_time: int) -> list[Places]:
+        """Lead times in groups whose valid times fit into the cache together.
+
+        From one initial time to the next most valid times stay the same, so each is read once a
+        group; where a forecast's chunk has many lead times, none is cut.
+        """
+        plan = self._plan
+        in_chunk = max([1, *(self._archive(m).preferred_leads(variable)
+                             for m in plan.models
+                             if m.paths and variable in self._archive(m).variables)])  # fmt: skip
+        return group_lead_times(plan.lead_times.size, self._cache.num_bytes // per_time, in_chunk)
+
+    def _read_ahead(
+        self, variable: str, inits: Sequence[int], leads: Places, per_time: int
+    ) -> None:
         """Reads the truth and climatology of some initial times in few accesses."""
         plan = self._plan
         times: set[np.datetime64] = set()
         for model in plan.models:
             for init in inits:
-                leads = np.flatnonzero(model.pairs[variable][init])
-                times.update(plan.init_times[init] + plan.lead_times[leads])
-        per_time = plan.latitudes.size * plan.longitudes.size * 8
-        if per_time * len(times) * max(1, len(plan.levels[variable])) > self._cache.num_bytes // 2:
-            return  # one by one, as they are needed
-        climatology = self._sources.climatology
-        wanted = [one for one in sorted(times) if not self._cache.holds(("truth", one))]
-        found = self._truth.read_many(variable, wanted, self._truth_places(variable))
-        for time, maps in found.items():
-            self._cache.put(("truth", time), maps.copy())  # not a view of all of them
-        if climatology is None or variable not in plan.with_acc:
-            return
-        wanted = [one for one in sorted(times) if not self._cache.holds(("climatology", one))]
-        means = climatology.read_many(variable, wanted, plan.levels[variable])
-        for time, maps in means.items():
-            self._cache.put(("climatology", time), maps.copy())
+                there = leads[model.pairs[variable][init][leads]]
+                times.update(plan.init_times[init] + plan.lead_times[there])
+        climatology = self._sources.climatology if variable in plan.with_acc else None
+        places, levels = self._truth_places(variable), plan.levels[variable]
+        count = max(1, BLOCK_BYTES // per_time)
+        for kind in ("truth", "climatology"):
+            wanted = [time for time in sorted(times) if not self._cache.holds((kind, time))]
+            for start in range(0, len(wanted), count):
+                some = wanted[start : start + count]
+                if kind == "truth":
+                    found = self._truth.read_many(variable, some, places)
+                elif climatology is not None:
+                    found = climatology.read_many(variable, some, levels)
+                else:
+                    break
+                for time, maps in found.items():
+                    self._cache.put((kind, time), np.ascontiguousarray(maps))
 
     def _score_init(
-        self, piece: Piece, model: ModelPlan, variable: str, place: int, init: int
-    ) -> int:
-        """Scores one variable of a model from one initial time; how many pairs that are."""
+        self,
+        piece: Piece,
+        model: ModelPlan,
+        variable: str,
+        place: int,
+        init: int,
+        leads: Places | None = None,
+    ) -> None:
+        """Scores one variable of a model from one initial time, at some lead times or all."""
         plan = self._plan
         names = statistic_names(plan, model)
         num_levels = max(1, len(plan.levels[variable]))
         shape = (
             len(names), len(piece.inits), len(plan.regions), plan.lead_times.size, num_levels
         )  # fmt: skip
-        table = piece.statistics.setdefault((model.name, variable), np.full(shape, np.nan))
-        table[names.index(COUNT), place] = 0.0
-        leads = np.flatnonzero(model.pairs[variable][init])
-        for block in self._lead_blocks(model, variable, leads):
-            found = self._score_block(piece, model, variable, init, block)
-            for name, values in found.items():
-                # [pairs, Z, R] into [R, L, Z]
-                table[names.index(name), place][:, block] = values.transpose(2, 0, 1)
-            table[names.index(COUNT), place][:, block] = 1.0
-        return int(leads.size)
+        key = (model.name, variable)
+        if key not in piece.statistics:
+            piece.statistics[key] = np.full(shape, np.nan)
+            piece.statistics[key][names.index(COUNT)] = 0.0
+        table = piece.statistics[key]
+        there = np.flatnonzero(model.pairs[variable][init])
+        if leads is not None:
+            there = there[np.isin(there, leads)]
+        for block in self._lead_blocks(model, variable, there):
+            for some, found in self._score_block(piece, model, variable, init, block):
+                for name, values in found.items():
+                    # [pairs, Z, R] into [R, L, Z]
+                    table[names.index(name), place][:, some] = values.transpose(2, 0, 1)
+                table[names.index(COUNT), place][:, some] = 1.0
 
-    def _lead_blocks(
-        self, model: ModelPlan, variable: str, leads: npt.NDArray[np.intp]
-    ) -> list[list[int]]:
+    def _lead_blocks(self, model: ModelPlan, variable: str, leads: Places) -> list[list[int]]:
         """Lead times that are read together: whole chunks where they fit into a block."""
+        if not leads.size:  # a comparison may lack the variable
+            return []
         plan = self._plan
         maps = max(1, len(plan.levels[variable])) * max(1, model.num_members)
         per_lead = plan.latitudes.size * plan.longitudes.size * 4 * maps
@@ -149,16 +203,33 @@ class Scorer:
         return self._sources.forecasts[model.name]
 
     def _score_block(
-        self, piece: Piece, model: ModelPlan, variable: str, init: int, leads: list[int]
-    ) -> Statistics:
+        self, piece: Piece, model: ModelPlan, variable: str, init: int, block: list[int]
+    ) -> Iterator[tuple[list[int], Statistics]]:
+        """Reads the forecast of a block; lead times that are scored together, and their scores."""
         plan = self._plan
-        times = [plan.init_times[init] + plan.lead_times[lead] for lead in leads]
+        times = [plan.init_times[init] + plan.lead_times[lead] for lead in block]
         if model.baseline == CLIMATOLOGY:
-            found = self._score_climatology(variable, times)
-            self._add_climatology_maps(piece, model, variable, leads, times)
-            return found
-        truth = np.stack([self._truth_at(variable, time) for time in times])
-        forecast = self._forecast(model, variable, init, leads, times, truth)
+            self._add_climatology_maps(piece, model, variable, block, times)
+            yield block, self._score_climatology(variable, times)
+            return
+        forecast = self._forecast(model, variable, init, block, times)
+        count = max(1, _TOGETHER_BYTES // forecast[0].nbytes)
+        for start in range(0, len(block), count):
+            some = slice(start, start + count)
+            pairs = (block[some], times[some], forecast[some])
+            yield block[some], self._score_pairs(piece, model, variable, *pairs)
+
+    def _score_pairs(
+        self,
+        piece: Piece,
+        model: ModelPlan,
+        variable: str,
+        leads: list[int],
+        times: Sequence[np.datetime64],
+        forecast: AnyMaps,
+    ) -> Statistics:
+        """Scores lead times together, forecast of shape [leads, members, Z, Y, X]."""
+        truth = _stack([self._truth_at(variable, time) for time in times])
         mean = forecast[:, 0] if forecast.shape[1] == 1 else self._member_mean(forecast)
         found = self._errors(variable, mean, truth, times)
         if model.num_members:
@@ -174,14 +245,13 @@ class Scorer:
         init: int,
         leads: list[int],
         times: Sequence[np.datetime64],
-        truth: AnyMaps,
     ) -> AnyMaps:
         """Forecast maps, shape [leads, members, Z, Y, X]."""
         plan = self._plan
         start = plan.init_times[init]
         if model.baseline == PERSISTENCE:
             initial = self._truth_at(variable, start)
-            return np.broadcast_to(initial, truth.shape)[:, None]
+            return np.broadcast_to(initial, (len(leads), 1, *initial.shape))
         if model.baseline == PROBABILISTIC:
             assert self._years is not None
             levels = self._truth_places(variable)
@@ -218,7 +288,7 @@ class Scorer:
         flat = [one.reshape(-1, *one.shape[2:]) for one in (forecast, truth)]
         has_acc = variable in self._plan.with_acc
         if has_acc:
-            climatology = np.stack([self._climatology_at(variable, time) for time in times])
+            climatology = _stack([self._climatology_at(variable, time) for time in times])
             flat.append(climatology.reshape(flat[0].shape))
         found = self._kernel.means(self._kernel.errors(*flat))
         if variable in self._plan.with_seeps:
@@ -316,18 +386,11 @@ class Scorer:
         level = plan.map_levels.get(variable)
         if level is None:
             return
-        key = (model.name, variable)
         for row, lead in enumerate(leads):
-            if lead not in plan.map_leads:
-                continue
-            if key not in piece.maps:
-                shape = (len(plan.map_leads), *forecast.shape[-2:])
-                piece.maps[key] = ExactSum(shape)
-                piece.map_counts[key] = np.zeros(shape[0], dtype=np.int64)
-            place = plan.map_leads.index(lead)
-            error = forecast[row, level].astype(np.float64) - truth[row, level]
-            piece.maps[key].add(error, place=place)
-            piece.map_counts[key][place] += 1
+            if lead in plan.map_leads:
+                error = forecast[row, level].astype(np.float64) - truth[row, level]
+                at = (plan.map_leads.index(lead), len(plan.map_leads))
+                add_term(piece.maps, piece.map_counts, (model.name, variable), at, error)
 
     def _add_spectra(
         self,
@@ -345,27 +408,19 @@ class Scorer:
         rows = [row for row, lead in enumerate(leads) if lead in plan.spectra_leads]
         if not rows:
             return
-        places = [plan.spectra_leads.index(leads[row]) for row in rows]
+
+        def add(name: str, row: int, spectrum: Array64) -> None:
+            at = (plan.spectra_leads.index(leads[row]), len(plan.spectra_leads))
+            add_term(piece.spectra, piece.spectra_counts, (name, variable), at, spectrum)
+
         for start in range(0, len(rows), 8):  # a few at a time: they are as large as the maps
             some = rows[start : start + 8]
             spectra = zonal_energy_spectrum(forecast[some], plan.latitudes).mean(axis=1)
-            for place, spectrum in zip(places[start : start + 8], spectra, strict=True):
-                self._add_spectrum(piece, model.name, variable, place, spectrum)
+            for row, spectrum in zip(some, spectra, strict=True):
+                add(model.name, row, spectrum)
         if model is plan.models[0]:
-            for row, place in zip(rows, places, strict=True):
-                spectrum = self._truth_spectrum(variable, times[row])
-                self._add_spectrum(piece, TRUTH, variable, place, spectrum)
-
-    def _add_spectrum(
-        self, piece: Piece, name: str, variable: str, place: int, spectrum: Array64
-    ) -> None:
-        key = (name, variable)
-        if key not in piece.spectra:
-            count = len(self._plan.spectra_leads)
-            piece.spectra[key] = ExactSum((count, *spectrum.shape))
-            piece.spectra_counts[key] = np.zeros(count, dtype=np.int64)
-        piece.spectra[key].add(spectrum, place=place)
-        piece.spectra_counts[key][place] += 1
+            for row in rows:
+                add(TRUTH, row, self._truth_spectrum(variable, times[row]))
 
     def _truth_spectrum(self, variable: str, time: np.datetime64) -> Array64:
         def make() -> Array64:
@@ -380,15 +435,21 @@ class Scorer:
     def _truth_at(self, variable: str, time: np.datetime64) -> AnyMaps:
         """Truth maps, shape [Z, Y, X]."""
         places = self._truth_places(variable)
-        return self._cache.get(("truth", time), lambda: self._truth.read(variable, time, places))
+
+        def read() -> AnyMaps:
+            return np.ascontiguousarray(self._truth.read(variable, time, places))
+
+        return self._cache.get(("truth", time), read)
 
     def _climatology_at(self, variable: str, time: np.datetime64) -> AnyMaps:
         climatology = self._sources.climatology
         assert climatology is not None
         levels = self._plan.levels[variable]
-        return self._cache.get(
-            ("climatology", time), lambda: climatology.read(variable, time, levels)
-        )
+
+        def read() -> AnyMaps:
+            return np.ascontiguousarray(climatology.read(variable, time, levels))
+
+        return self._cache.get(("climatology", time), read)
 
     def _truth_anomaly(self, variable: str, time: np.datetime64) -> Array64:
         """Mean square of the truth's anomaly, shape [Z, R]."""
@@ -400,3 +461,8 @@ class Scorer:
             return self._kernel.means(sums)["truth_anomaly_square"]
 
         return self._cache.get(("anomaly", time), make)
+
+
+def _stack(maps: Sequence[AnyMaps]) -> AnyMaps:
+    """Maps along a new first dim, without a copy where there is one."""
+    return maps[0][None] if len(maps) == 1 else np.stack(maps)

@@ -67,7 +67,7 @@ def open_sources(
             "analysis; choose one member"
         )
     if problems or analyses is None:
-        raise DataError("\n".join(problems))
+        raise DataError("\n".join(dict.fromkeys(problems)))  # one file may be several sources
     return Sources(TimeSeries(analyses), climate, {k: v for k, v in found.items() if v is not None})
 
 

@@ -78,6 +78,10 @@ def _out_of_range(name: str, level_hpa: float, found: float, expected: float) ->
 
 
 def _mean(values: AnyMaps) -> float:
+    with np.errstate(invalid="ignore"):
+        mean = float(values.mean(dtype=np.float64))
+    if np.isfinite(mean):
+        return mean
     present = np.asarray(values, dtype=np.float64)
     present = present[np.isfinite(present)]
     return float(present.mean()) if present.size else float("nan")

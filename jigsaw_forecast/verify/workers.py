@@ -25,11 +25,12 @@ _worker: "_Worker | None" = None
 @dataclass
 class _Worker:
     scorer: Scorer
+    num_leads: int
     folder: Path
     digest: str
 
     def do(self, unit: Unit, progress: log.Progress | None = None) -> int:
-        """Scores a unit and writes its piece; its number of initial times and variables."""
+        """Scores a unit and writes its piece; its initial times by lead times by variables."""
 
         def advance(count: int) -> None:
             if progress is not None:
@@ -37,7 +38,7 @@ class _Worker:
 
         piece = self.scorer.score(unit, advance)
         piece.save(piece_path(self.folder, unit), self.digest)
-        return len(unit.inits) * len(unit.variables)
+        return len(unit.inits) * len(unit.variables) * self.num_leads
 
 
 def piece_path(folder: Path, unit: Unit) -> Path:
@@ -58,6 +59,7 @@ def do_units(
     folder: Path,
     digest: str,
     num_workers: int,
+    num_ranks_here: int = 1,
 ) -> None:
     """Scores units and writes their pieces.
 
@@ -68,35 +70,36 @@ def do_units(
         folder: For the pieces.
         digest: Of the plan.
         num_workers: Processes; one works here.
+        num_ranks_here: Ranks on this machine, each with as many, which share its memory.
 
     Raises:
         StoppedError: A worker process was killed.
     """
-    total = sum(len(unit.inits) * len(unit.variables) for unit in units)
+    num_leads = int(plan.lead_times.size)
+    total = sum(len(unit.inits) * len(unit.variables) for unit in units) * num_leads
     label = "scoring"
-    with log.Progress(label, total, "initial times x variables") as progress:
+    with log.Progress(label, total, "initial x lead times x variables") as progress:
         if num_workers == 1 or len(units) == 1:
-            worker = _Worker(Scorer(plan, sources), folder, digest)
+            scorer = Scorer(plan, sources, num_ranks_here)
+            worker = _Worker(scorer, num_leads, folder, digest)
             for unit in units:
                 worker.do(unit, progress)
             return
-        _in_processes(plan, units, folder, digest, num_workers, progress)
+        start = (plan, folder, digest, min(num_workers, len(units)) * num_ranks_here)
+        _in_processes(units, min(num_workers, len(units)), start, progress)
 
 
 def _in_processes(
-    plan: ScorePlan,
     units: Sequence[Unit],
-    folder: Path,
-    digest: str,
-    num_workers: int,
+    number: int,
+    start: tuple[ScorePlan, Path, str, int],
     progress: log.Progress,
 ) -> None:
-    number = min(num_workers, len(units))
     executor = ProcessPoolExecutor(
         number,
         mp_context=multiprocessing.get_context("spawn"),  # zarr keeps threads, which fork breaks
         initializer=_start,
-        initargs=(plan, folder, digest, number),
+        initargs=start,
     )
     before = set(multiprocessing.active_children())
     try:
@@ -115,11 +118,12 @@ def _in_processes(
             child.terminate()
 
 
-def _start(plan: ScorePlan, folder: Path, digest: str, number: int) -> None:
+def _start(plan: ScorePlan, folder: Path, digest: str, num_processes: int) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     end_with_parent()
-    _worker = _Worker(Scorer(plan, num_processes=number), folder, digest)
+    scorer = Scorer(plan, num_processes=num_processes)
+    _worker = _Worker(scorer, int(plan.lead_times.size), folder, digest)
 
 
 def _do(unit: Unit) -> int:

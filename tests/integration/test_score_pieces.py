@@ -13,6 +13,7 @@ import xarray as xr
 from jigsaw_forecast.cli.main import main
 from jigsaw_forecast.data.grib import GribSource
 from jigsaw_forecast.grid import area_weights
+from jigsaw_forecast.verify import scoring
 from tests.unit.verify.made_up import INITS, make_case, write
 
 FILES = (
@@ -68,6 +69,16 @@ def test_pieces_that_share_times_or_differ_do_not_merge(
     message = capfd.readouterr().err
     assert "lead_times: [0, 6, 24, 48] against [6]" in message
     assert "in more than one of the scores: 2020-02-27T00:00:00" in message
+
+
+def test_a_cache_of_two_valid_times_gives_the_same(
+    files: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, options = files
+    of_one_time = 2 * 2 * 19 * 24 * 4  # truth and climatology on two levels
+    monkeypatch.setattr(scoring, "cache_bytes", lambda plan, count: 2 * of_one_time)
+    score(*options, "--output", str(tmp_path / "out"))
+    assert_same(folder / "whole", tmp_path / "out")
 
 
 def test_worker_processes_give_the_same(files: tuple[Path, list[str]], tmp_path: Path) -> None:
