@@ -41,7 +41,8 @@ from jigsaw_forecast.data.training_set import TrainingSet
 from jigsaw_forecast.fields import WEATHERBENCH_FIELDS
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.model.config import PRESETS, ModelConfig
-from jigsaw_forecast.model.weather_mixer import WeatherMixer, sample_pieces
+from jigsaw_forecast.model.sample import sample_pieces
+from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.mesh import Axis, Mesh, single_rank_mesh
 
 FIELDS = WEATHERBENCH_FIELDS

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_forecast.data.bad_maps import describe_bad_maps
 from jigsaw_forecast.data.convert_input import ConvertInput
 from jigsaw_forecast.data.field_moments import FieldMoments, MapMoments
 from jigsaw_forecast.data.shards import (
@@ -22,10 +23,9 @@ from jigsaw_forecast.data.shards import (
     map_checksum,
     shard_name,
 )
-from jigsaw_forecast.data.store import Array, Times, shorten
+from jigsaw_forecast.data.store import Array, Times
 from jigsaw_forecast.data.training_store import CHECKSUM, PROGRESS_FOLDER, VALUES
 from jigsaw_forecast.errors import DataError, OutputError, StoppedError
-from jigsaw_forecast.fields import plausible_range
 from jigsaw_forecast.grid import area_weights
 from jigsaw_forecast.parallel.workers import end_with_parent
 
@@ -248,17 +248,9 @@ def _encode_time(
 
 def _check(work: Work, times: Times, moments: FieldMoments) -> None:
     """Refuses maps that are not finite or not plausible."""
-    bad = []
-    for place, field in enumerate(work.source.fields):
-        low, high = plausible_range(field)
-        lowest, highest = moments.minimum[:, place], moments.maximum[:, place]
-        for time in np.flatnonzero(~((lowest >= low) & (highest <= high))):
-            bad.append(
-                f"{field} at {times[time]} ({lowest[time]:g} to {highest[time]:g}, plausible "
-                f"{low:g} to {high:g} {field.spec.units})"
-            )
+    bad = describe_bad_maps(work.source.fields, times, moments.minimum, moments.maximum)
     if bad:
-        raise DataError(f"missing or implausible values: {shorten(bad)}")
+        raise DataError(bad)
 
 
 def _save_progress(

@@ -70,6 +70,7 @@ class StatisticsOrigin:
         period: START/END of the times.
         grid: LONxLAT.
         step_hours: Span of a tendency.
+        num_diagnostics: How many of the fields, the last, are diagnostic; None: not compared.
     """
 
     digest: str
@@ -77,6 +78,7 @@ class StatisticsOrigin:
     period: str
     grid: str
     step_hours: int
+    num_diagnostics: int | None = None
 
 
 _ORIGIN_KEY = "origin"
@@ -125,7 +127,14 @@ def load_statistics(path: Path, origin: StatisticsOrigin) -> Statistics:
             f"{path}: statistics of another data set: {'; '.join(different)}; make them again with "
             "`jigsaw-forecast data statistics`"
         )
-    return Statistics.from_arrays(arrays)
+    statistics = Statistics.from_arrays(arrays)
+    held = len(statistics.diagnostic_mean)
+    if origin.num_diagnostics not in (None, held):
+        raise DataError(
+            f"{path}: statistics with {held} diagnostic fields, expected {origin.num_diagnostics}; "
+            "make them again with `jigsaw-forecast data statistics --recipe`"
+        )
+    return statistics
 
 
 def row_weights(grid: Grid) -> Array64:

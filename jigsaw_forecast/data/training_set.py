@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +9,7 @@ import torch
 
 from jigsaw_forecast.data.forcings import ForcingMaps
 from jigsaw_forecast.data.loading import Batch, ReadAhead, SampleOrder
+from jigsaw_forecast.data.sample_times import Places, SampleTimes
 from jigsaw_forecast.data.statistics import (
     Statistics,
     StatisticsBuilder,
@@ -20,14 +20,13 @@ from jigsaw_forecast.data.store import Period, Store
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.model.config import ModelConfig
-from jigsaw_forecast.model.weather_mixer import Pieces
+from jigsaw_forecast.model.sample import Pieces
 from jigsaw_forecast.parallel.collectives import together
 from jigsaw_forecast.parallel.mesh import Mesh
 
 __all__ = ["Batch", "ReadAhead", "SampleOrder", "TrainingSet"]
 
 Array = npt.NDArray[np.float32]
-Places = npt.NDArray[np.int64]
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +39,7 @@ Advance = Callable[[int], object]  # called with the number of times just read; 
 class TrainingSet:
     """One period of a store as this rank sees it: its fields, its rows, normalised.
 
-    A sample is a start and the times that follow it at the model's step. Where times are missing
-    and that is allowed, the samples are those whose times are all there.
+    Its samples are those of `SampleTimes`.
 
     Attributes:
         times: Valid times of the period, datetime64[s], ascending.
@@ -75,25 +73,13 @@ class TrainingSet:
                 f"{store.path}: grid {store.grid.name}, but the recipe's model has {config.grid}"
             )
         self._store = store
-        self._indices = store.indices(period)
-        self.times = store.times[self._indices]
-        steps = np.diff(self.times)
-        ahead = steps[steps > np.timedelta64(0, "s")]
-        interval = ahead.min() if ahead.size else np.timedelta64(6, "h")
-        if not allow_gaps or len(ahead) < len(steps):  # times that go back are never right
-            store.check_gaps(period, interval)
-        elif gaps := store.find_gaps(period, interval):
+        self._samples = SampleTimes(store, period, config.step_hours, allow_gaps=allow_gaps)
+        self.times, self._indices = self._samples.times, self._samples.indices
+        if gaps := self._samples.gaps:
             _log.warning(
                 "%s: %d gaps within %s, trained on the whole sequences between them: %s",
                 *(store.path, len(gaps), period, ", ".join(gaps)),
             )
-        step = np.timedelta64(config.step_hours, "h")
-        if step % interval:
-            raise DataError(f"{store.path}: times are {interval} apart, the model steps {step}")
-        self._stride = int(step // interval)
-        self._sequences = _split(self.times, interval)
-        self._next = _find_next(self.times, step.astype("timedelta64[s]"))
-        self._starts: dict[int, Places] = {}
         self._rows = pieces.rows
         self._prognostic = config.prognostic_fields[pieces.fields]
         self._diagnostic = config.diagnostic_fields[pieces.diagnostics]
@@ -120,7 +106,7 @@ class TrainingSet:
 
     def num_samples(self, num_steps: int) -> int:
         """How many starts have `num_steps` steps after them within the period."""
-        return len(self._starts_of(num_steps))
+        return len(self._samples.starts(num_steps))
 
     def load(self, advance: Advance | None = None) -> None:
         """Reads the whole piece into memory, float32, in physical units until `normalise`."""
@@ -151,13 +137,13 @@ class TrainingSet:
         """
         assert self._scale is None, "values are normalised already"
         weights = row_weights(self._store.grid)[self._rows]
-        pairs = self._spread_pairs(num_times)
+        pairs = self._samples.spread_pairs(num_times)
         builder = StatisticsBuilder(
             len(self._prognostic),
             len(self._diagnostic),
             weights,
             self._store.grid.num_lon,
-            self._stride if pairs is None else 1,
+            self._samples.stride if pairs is None else 1,
         )
 
         def add_parts() -> None:
@@ -202,7 +188,7 @@ class TrainingSet:
             num_steps: Steps after the start.
         """
         assert self._scale is not None, "values are not normalised"
-        places = self._places(starts, num_steps)
+        places = self._samples.places(starts, num_steps)
         values = torch.from_numpy(self._normalised(places))
         num_fields = len(self._prognostic)
         forcings = np.stack([[self._forcing(place) for place in row[:-1]] for row in places])
@@ -216,14 +202,7 @@ class TrainingSet:
         self, starts: npt.NDArray[np.int64], num_steps: int
     ) -> npt.NDArray[np.datetime64]:
         """Valid times of these samples, shape [B, K + 1]; arguments as of `batch`."""
-        return self.times[self._places(starts, num_steps)]
-
-    def _places(self, starts: npt.NDArray[np.int64], num_steps: int) -> Places:
-        """Places on the time axis of samples, shape [B, K + 1]."""
-        chain = [self._starts_of(num_steps)[np.asarray(starts)]]
-        for _ in range(num_steps):
-            chain.append(self._next[chain[-1]])
-        return np.stack(chain, axis=1)
+        return self.times[self._samples.places(starts, num_steps)]
 
     def _normalised(self, places: Places) -> Array:
         """Values at these places [B, K + 1], shape [B, K + 1, F + D, Y, X]."""
@@ -255,26 +234,9 @@ class TrainingSet:
     def _map_shape(self) -> tuple[int, int, int]:
         return len(self.fields), self._rows.stop - self._rows.start, self._store.grid.num_lon
 
-    def _starts_of(self, num_steps: int) -> Places:
-        """Places from which so many steps are there."""
-        if num_steps not in self._starts:
-            at = np.arange(len(self.times))
-            for _ in range(num_steps):
-                at = np.where(at < 0, -1, self._next[at])
-            self._starts[num_steps] = np.flatnonzero(at >= 0).astype(np.int64)
-        return self._starts[num_steps]
-
-    def _spread_pairs(self, num_times: int | None) -> list[Places] | None:
-        """Pairs of places one step apart, evenly spread; None where all times are wanted."""
-        starts = self._starts_of(1)
-        if num_times is None or num_times >= len(self.times) or not starts.size:
-            return None
-        chosen = np.linspace(0, len(starts) - 1, max(num_times // 2, 1)).round().astype(np.int64)
-        return [np.array([at, self._next[at]]) for at in starts[np.unique(chosen)]]
-
     def _contiguous_places(self) -> Iterator[tuple[Places, bool]]:
         """Places of a part, and whether a gap comes before it."""
-        for sequence in self._sequences:
+        for sequence in self._samples.sequences:
             size = self._times_per_part()
             for start in range(sequence.start, sequence.stop, size):
                 stop = min(start + size, sequence.stop)
@@ -288,16 +250,3 @@ class TrainingSet:
     def _times_per_part(self) -> int:
         num_bytes = int(np.prod(self._map_shape())) * 4
         return max(1, min(TIMES_PER_READ, BYTES_PER_READ // max(num_bytes, 1)))
-
-
-def _split(times: npt.NDArray[np.datetime64], interval: np.timedelta64) -> list[slice]:
-    """Sequences without a gap."""
-    breaks = (np.flatnonzero(np.diff(times) != interval) + 1).tolist()
-    return [slice(a, b) for a, b in pairwise([0, *breaks, len(times)])]
-
-
-def _find_next(times: npt.NDArray[np.datetime64], step: np.timedelta64) -> Places:
-    """The place of the time one step after each, -1 where it is missing."""
-    at = np.searchsorted(times, times + step)
-    is_there = times[np.minimum(at, len(times) - 1)] == times + step
-    return np.where(is_there, at, -1).astype(np.int64)

@@ -15,6 +15,7 @@ import xarray as xr
 import zarr
 from zarr.storage import LocalStore
 
+from jigsaw_forecast.data.bad_maps import describe_bad_maps
 from jigsaw_forecast.data.conventions import levels_hpa
 from jigsaw_forecast.data.conversions import to_si
 from jigsaw_forecast.data.counting_store import CountingStore
@@ -27,11 +28,10 @@ from jigsaw_forecast.data.store import (
     ReadThreads,
     Store,
     Times,
-    shorten,
 )
 from jigsaw_forecast.data.zarr_store import is_consolidated
 from jigsaw_forecast.errors import DataError
-from jigsaw_forecast.fields import VARIABLES, Field, plausible_range
+from jigsaw_forecast.fields import VARIABLES, Field
 from jigsaw_forecast.grid import Grid
 
 __all__ = ["Array", "Indices", "Period", "Times", "WeatherStore"]
@@ -270,15 +270,8 @@ class WeatherStore(Store):
     def _check_values(self, values: Array, indices: Indices, fields: Sequence[Field]) -> None:
         """Raises unless every map is finite and plausible."""
         low, high = values.min(axis=(2, 3)), values.max(axis=(2, 3))  # NaN passes into both
-        bounds = np.array([plausible_range(field) for field in fields])
-        good = (low >= bounds[:, 0]) & (high <= bounds[:, 1])
-        bad = [
-            f"{fields[place]} at {self.times[indices[time]]} ({low[time, place]:g} to "
-            f"{high[time, place]:g}, plausible {bounds[place, 0]:g} to {bounds[place, 1]:g})"
-            for time, place in np.argwhere(~good)
-        ]
-        if bad:
-            raise DataError(f"{self.path}: missing or implausible values: {shorten(bad)}")
+        if bad := describe_bad_maps(fields, self.times[indices], low, high):
+            raise DataError(f"{self.path}: {bad}")
 
 
 def _levels(data: xr.Dataset) -> list[int]:

@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from jigsaw_forecast.data.statistics import row_weights
 from jigsaw_forecast.data.training_set import Batch
 from jigsaw_forecast.model.config import ModelConfig
-from jigsaw_forecast.model.weather_mixer import Pieces, WeatherMixer
+from jigsaw_forecast.model.sample import Pieces
+from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.train.weighting import LossWeighting, field_weights
 
 Tensor = torch.Tensor

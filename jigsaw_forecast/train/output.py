@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,13 @@ class TrainOutput:
                 shutil.rmtree(torn)
         except OSError as error:
             raise OutputError(f"output {self.folder} cannot be written: {error}") from error
+
+    def discard(self) -> None:
+        """Takes away what a run that is refused has left in a folder of its own; on one rank."""
+        self.recipe.unlink(missing_ok=True)
+        self.statistics.unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it, or it is a mount point
+            self.folder.rmdir()
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds one line to `metrics.jsonl`; what is no number becomes null, as JSON has it."""

@@ -4,12 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jigsaw_forecast.data.forcings import ForcingMaps, static_fields
-from jigsaw_forecast.data.statistics import (
-    Statistics,
-    StatisticsOrigin,
-    load_statistics,
-    save_statistics,
-)
+from jigsaw_forecast.data.statistics import Statistics, load_statistics, save_statistics
 from jigsaw_forecast.data.stores import open_store
 from jigsaw_forecast.data.training_set import Batch, SampleOrder, TrainingSet
 from jigsaw_forecast.data.weather_store import Period
@@ -19,6 +14,7 @@ from jigsaw_forecast.parallel.collectives import gather_texts, together
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.train.bench import blank_batch
 from jigsaw_forecast.train.checkpointing import Checkpoints, Origin, go_on
+from jigsaw_forecast.train.data_check import statistics_origin
 from jigsaw_forecast.train.loss import LossWeights, loss_weights
 from jigsaw_forecast.train.optimizer import AveragedWeights, make_optimizer
 from jigsaw_forecast.train.output import TrainOutput
@@ -119,8 +115,6 @@ def prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh, stop: Stop) ->
         ),
         checkpoints=Checkpoints(recipe, output, state, Origin(statistics, statics, store.notice)),
     )
-    for index in range(len(train.phases)):
-        run.order(index)  # refuses a period without a sample
     if sample_order.get("position"):
         together(mesh, lambda: run.order(int(sample_order["phase"])).check(sample_order))
     run.validation.make_references(data, in_memory=recipe.data.in_memory)
@@ -166,14 +160,7 @@ def _statistics(
     Raises:
         DataError: They are of another data set.
     """
-    config = recipe.model
-    origin = StatisticsOrigin(
-        digest=digest,
-        fields=(*config.fields, *config.diagnostics),
-        period=recipe.data.train,
-        grid=config.grid,
-        step_hours=config.step_hours,
-    )
+    origin = statistics_origin(recipe, digest)
     is_there = "there" if mesh.rank == 0 and output.statistics.exists() else ""
     if gather_texts(mesh, is_there)[0]:  # one answer for all, whenever each of them asks
         return together(mesh, lambda: load_statistics(output.statistics, origin))
@@ -182,7 +169,7 @@ def _statistics(
         statistics = together(mesh, lambda: load_statistics(path, origin))
     else:
         statistics = data.build_statistics(
-            config, mesh, lambda num_times: stop.check(), recipe.data.statistics_times
+            recipe.model, mesh, lambda num_times: stop.check(), recipe.data.statistics_times
         )
     on_first_rank(mesh, lambda: save_statistics(output.statistics, statistics, origin))
     return statistics

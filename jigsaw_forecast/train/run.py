@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jigsaw_forecast.checkpoint.training import read_training_manifest
-from jigsaw_forecast.data.stores import open_store
-from jigsaw_forecast.errors import MeshError, StoppedError
+from jigsaw_forecast.errors import ForecastError, MeshError, StoppedError
 from jigsaw_forecast.parallel.collectives import gather_texts, together
 from jigsaw_forecast.parallel.mesh import Mesh, choose_device, make_mesh
 from jigsaw_forecast.recipe import load_recipe
+from jigsaw_forecast.train.data_check import check_data
 from jigsaw_forecast.train.loop import train
 from jigsaw_forecast.train.output import TrainOutput
 from jigsaw_forecast.train.prepare import Run, on_first_rank, prepare
@@ -62,9 +62,9 @@ def train_recipe(
     ranks = make_mesh(mesh, choose_device(device), plan)
     _check_batches(checked, ranks)
     resume = resume or int(os.environ.get(_RESTARTS, "0")) > 0
+    is_new = not folder.recipe.exists()
     together(ranks, lambda: folder.check(resume=resume))  # all look before the first one writes
-    fields = (*checked.model.prognostic_fields, *checked.model.diagnostic_fields)
-    together(ranks, lambda: open_store(checked.data.path, fields))  # refused before a folder is
+    together(ranks, lambda: check_data(checked, folder.statistics))
     together(ranks, lambda: _check_recipe_of(folder, checked))
     with stop_on_signal() as stop:
         on_first_rank(ranks, lambda: folder.start(checked))
@@ -78,6 +78,10 @@ def train_recipe(
             run = prepare(checked, folder, ranks, stop)
         except StoppedError:
             on_first_rank(ranks, folder.requeue.touch)
+            raise
+        except ForecastError:
+            if is_new and ranks.rank == 0:  # it began with nothing: leave nothing in the way
+                folder.discard()
             raise
         _train(run, last, stop, folder.folder / "profile" if profile else None)
 

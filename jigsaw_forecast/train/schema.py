@@ -125,6 +125,10 @@ class TrainSection(_Section):
         """Backward passes of a train step of a phase."""
         return phase.micro_batches or self.micro_batches
 
+    def validation_leads(self, step_hours: int) -> list[int]:
+        """Lead times of a validation in hours, ascending: multiples of the model's step."""
+        return sorted({lead for lead in self.validation_hours if lead % step_hours == 0})
+
     def warmup(self, phase: Phase) -> int:
         """Warm-up steps of a phase."""
         return self.warmup_steps if phase.warmup_steps is None else phase.warmup_steps
@@ -155,10 +159,10 @@ class TrainRecipe(_Section):
                 f"train.level_weights names no level of the model: {', '.join(unknown)}; levels "
                 f"are {', '.join(map(str, levels))} hPa"
             )
-        hours = self.train.validation_hours
-        if all(lead % self.model.step_hours for lead in hours):
+        if not self.train.validation_leads(self.model.step_hours):
+            hours = ", ".join(map(str, self.train.validation_hours))
             problems.append(
-                f"train.validation_hours {', '.join(map(str, hours))}: none is a multiple of the "
+                f"train.validation_hours {hours}: none is a multiple of the "
                 f"model's step of {self.model.step_hours} h"
             )
         if problems:

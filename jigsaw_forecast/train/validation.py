@@ -81,7 +81,7 @@ class Validation:
             DataError: The period is shorter than a rollout.
         """
         hours = model.config.step_hours
-        self._leads = sorted({lead for lead in train.validation_hours if lead % hours == 0})
+        self._leads = train.validation_leads(hours)
         self._num_steps = max(self._leads) // hours
         num_samples = data.num_samples(self._num_steps)
         if num_samples < 1:

@@ -9,14 +9,12 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from jigsaw_forecast.checkpoint.distributed import PiecesReader
-from jigsaw_forecast.checkpoint.pieces import Piece
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.mesh import Mesh, single_rank_mesh
 from jigsaw_forecast.train import prepare
 from jigsaw_forecast.train.run import train_recipe
 from jigsaw_forecast.train.schema import TrainRecipe
-from tests.unit.train.made_up import write_recipe, write_store
+from tests.unit.train.made_up import read_tensors, write_recipe, write_store
 
 TWENTY_STEPS = """
 seed = 4
@@ -119,16 +117,11 @@ def metrics(output: Path) -> dict[str, np.ndarray]:
 
 def tensors(output: Path, step: int = 20) -> dict[str, np.ndarray]:
     """Weights, averages and moments of a checkpoint, whole."""
-    reader = PiecesReader(output / "checkpoints" / f"step-{step:08d}" / "training")
-    found = {}
-    for name, dtype in reader.dtypes.items():
-        if name.startswith("random"):
-            continue
-        shape = reader.full_shape(name)
-        whole = torch.empty(shape, dtype=dtype)
-        reader.load({name: Piece(whole, shape, tuple(slice(0, length) for length in shape))})
-        found[name] = whole.numpy()
-    return found
+    return {
+        name: whole.numpy()
+        for name, whole in read_tensors(output, step).items()
+        if not name.startswith("random")
+    }
 
 
 def differences(found: Path, expected: Path) -> dict[str, float]:

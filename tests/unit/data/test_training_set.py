@@ -18,7 +18,7 @@ from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.model.config import ModelConfig
-from jigsaw_forecast.model.weather_mixer import sample_pieces
+from jigsaw_forecast.model.sample import sample_pieces
 from jigsaw_forecast.parallel.mesh import Axis, Mesh, single_rank_mesh
 
 CONFIG = ModelConfig(

@@ -1,9 +1,12 @@
-"""A small recipe and a small store for the tests of training."""
+"""A small recipe and a small store for the tests of training, and whole checkpoints."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from jigsaw_forecast.checkpoint.distributed import PiecesReader
+from jigsaw_forecast.checkpoint.pieces import Piece
 from jigsaw_forecast.data.mock import write_mock_store
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.grid import Grid
@@ -74,3 +77,15 @@ def write_recipe(folder: Path, store: Path, text: str = RECIPE) -> Path:
     path = folder / "recipe.toml"
     path.write_text(text.format(store=store))
     return path
+
+
+def read_tensors(output: Path, step: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a training checkpoint, whole: weights, averages, moments, random state."""
+    reader = PiecesReader(output / "checkpoints" / f"step-{step:08d}" / "training")
+    tensors = {}
+    for name, dtype in reader.dtypes.items():
+        shape = reader.full_shape(name)
+        tensors[name] = torch.empty(shape, dtype=dtype)
+        whole = tuple(slice(0, length) for length in shape)
+        reader.load({name: Piece(tensors[name], shape, whole)})
+    return tensors

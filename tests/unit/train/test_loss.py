@@ -8,7 +8,8 @@ import torch
 
 from jigsaw_forecast.data.training_set import Batch
 from jigsaw_forecast.model.config import ModelConfig
-from jigsaw_forecast.model.weather_mixer import WeatherMixer, sample_pieces
+from jigsaw_forecast.model.sample import sample_pieces
+from jigsaw_forecast.model.weather_mixer import WeatherMixer
 from jigsaw_forecast.parallel.mesh import single_rank_mesh
 from jigsaw_forecast.train.loss import LossWeights, loss_weights, rollout_loss
 from jigsaw_forecast.train.weighting import LossWeighting, field_weights

@@ -1,0 +1,112 @@
+"""Data that a recipe cannot train on are refused with all that is wrong, and nothing is made."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from jigsaw_forecast.data.statistics import Statistics, StatisticsOrigin, save_statistics
+from jigsaw_forecast.data.stores import open_store
+from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.model.config import field_from_name
+from jigsaw_forecast.recipe import load_recipe
+from jigsaw_forecast.train.data_check import check_data
+from jigsaw_forecast.train.run import train_recipe
+from jigsaw_forecast.train.schema import TrainRecipe
+from tests.unit.train.made_up import write_recipe, write_store
+
+
+@pytest.fixture(scope="module")
+def weather(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    store = write_store(tmp_path_factory.mktemp("weather"))
+    return xr.open_zarr(store, chunks=None, consolidated=False).load().drop_encoding()
+
+
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def refusal(tmp_path: Path) -> Refusal:
+    """What `check_data` says of a store that holds this, with these settings."""
+
+    def check(data: xr.Dataset, *settings: str) -> str:
+        data.to_zarr(tmp_path / "store.zarr", zarr_format=3, consolidated=False)
+        recipe = write_recipe(tmp_path, tmp_path / "store.zarr")
+        with pytest.raises(DataError) as caught:
+            check_data(load_recipe(recipe, TrainRecipe, settings), tmp_path / "made.safetensors")
+        return str(caught.value)
+
+    return check
+
+
+def test_everything_is_told_at_once(weather: xr.Dataset, refusal: Refusal) -> None:
+    data = weather.drop_vars(["2m_temperature", "land_sea_mask"])
+    data = data.isel(time=[place for place in range(data.sizes["time"]) if place not in (5, 6, 90)])
+    message = refusal(data, "model.grid=32x16")
+    for text in (
+        "missing fields: 2t",
+        "missing static variable land_sea_mask",
+        "grid 16x8, but the recipe's model has 32x16",
+        "2020-01-02T00:00:00 to 2020-01-02T18:00:00 (2 missing)",
+        "2020-01-23T06:00:00 to 2020-01-23T18:00:00 (1 missing)",
+    ):
+        assert text in message
+    assert message.count("store.zarr: ") == 1
+
+
+def test_gaps_that_are_allowed_must_leave_a_whole_rollout(
+    weather: xr.Dataset, refusal: Refusal
+) -> None:
+    every_other = weather.isel(time=[0, 1, *range(2, 124, 2)])  # 6 h apart twice, then 12 h
+    message = refusal(every_other, "data.allow_gaps=true")
+    assert "data.train 2020-01-01/2020-01-20 is shorter than one whole rollout of 3" in message
+    assert "times are 12 h apart within 2020-01-21T00:00:00" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("train.phases.1.rollout_steps=90", "data.train 2020-01-01/2020-01-20 is shorter than one"),
+        ("train.validation_hours=[600]", "data.validation 2020-01-21/2020-01-31 is shorter than"),
+        ("data.validation=2021-01-21/2021-01-31", "no time within 2021-01-21"),
+        ("data.statistics=none.safetensors", "missing none.safetensors"),
+    ],
+)
+def test_a_period_or_a_file_that_is_not_there_is_named(
+    weather: xr.Dataset, refusal: Refusal, setting: str, expected: str
+) -> None:
+    assert expected in refusal(weather, setting)
+
+
+def test_statistics_that_take_a_diagnostic_for_a_field_are_refused(
+    weather: xr.Dataset, tmp_path: Path, refusal: Refusal
+) -> None:
+    weather.to_zarr(tmp_path / "other.zarr", zarr_format=3, consolidated=False)
+    names = ("z500", "t500", "2t", "tp")
+    fields = tuple(field_from_name(name) for name in names)
+    origin = StatisticsOrigin(
+        open_store(tmp_path / "other.zarr", fields).digest, names, "", "16x8", 6
+    )
+    ones = np.ones(4, np.float32)
+    none = np.empty(0, np.float32)
+    statistics = Statistics(np.ones((4, 8, 16), np.float32), ones, ones, none, none)
+    path = tmp_path / "statistics.safetensors"
+    save_statistics(path, statistics, origin)
+    message = refusal(weather, f"data.statistics={path}")
+    assert "statistics with 0 diagnostic fields, expected 1" in message
+
+
+def test_a_run_that_is_refused_while_it_reads_leaves_nothing(
+    weather: xr.Dataset, tmp_path: Path
+) -> None:
+    data = weather.copy(deep=True)
+    data["2m_temperature"][7, 1, 1] = np.nan
+    data.to_zarr(tmp_path / "store.zarr", zarr_format=3, consolidated=False)
+    recipe = write_recipe(tmp_path, tmp_path / "store.zarr")
+    (tmp_path / "empty").mkdir()
+    for output in (tmp_path / "new", tmp_path / "empty"):
+        with pytest.raises(DataError, match="2t at 2020-01-02T18:00:00"):
+            train_recipe(recipe, (), {}, output, False, None, "cpu")
+        assert not output.exists()
