@@ -60,10 +60,7 @@ def main() -> None:
 
 def write_state(path: Path, grid: Grid) -> None:
     """Writes every field with weather-like noise, so that packing is not trivial."""
-    rng = np.random.default_rng(0)
-    lat, lon = np.deg2rad(grid.latitudes)[:, None], np.deg2rad(grid.longitudes)[None, :]
-    smooth = np.cos(lat) * np.sin(5 * lon) + 0.3 * np.sin(3 * lat) * np.cos(23 * lon)
-    waves = smooth / np.abs(smooth).max() + 0.02 * rng.standard_normal(smooth.shape)
+    shape = waves(grid)
     template = eccodes.codes_grib_new_from_samples("regular_ll_pl_grib2")
     for key, value in header(grid).items():
         eccodes.codes_set(template, key, value)
@@ -73,10 +70,19 @@ def write_state(path: Path, grid: Grid) -> None:
             eccodes.codes_set(handle, "paramId", field.spec.param_ids[0])
             if field.level_hpa:
                 eccodes.codes_set(handle, "level", field.level_hpa)
-            eccodes.codes_set_values(handle, (mean_of(field) + amplitude_of(field) * waves).ravel())
+            eccodes.codes_set_values(handle, (mean_of(field) + amplitude_of(field) * shape).ravel())
             eccodes.codes_write(handle, stream)
             eccodes.codes_release(handle)
     eccodes.codes_release(template)
+
+
+def waves(grid: Grid) -> np.ndarray:
+    """Smooth waves with noise of 2 %, between about -1 and 1."""
+    rng = np.random.default_rng(0)
+    lat, lon = np.deg2rad(grid.latitudes)[:, None], np.deg2rad(grid.longitudes)[None, :]
+    smooth = np.cos(lat) * np.sin(5 * lon) + 0.3 * np.sin(3 * lat) * np.cos(23 * lon)
+    noisy: np.ndarray = smooth / np.abs(smooth).max() + 0.02 * rng.standard_normal(smooth.shape)
+    return noisy
 
 
 def header(grid: Grid) -> dict[str, str | int | float]:

@@ -28,7 +28,7 @@ from jigsaw_forecast.fields import WEATHERBENCH_FIELDS, plausible_range
 from jigsaw_forecast.forecast.initial import read_initial_state
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.model.config import ModelConfig
-from jigsaw_forecast.model.weather_mixer import sample_pieces
+from jigsaw_forecast.model.sample import sample_pieces
 from jigsaw_forecast.parallel.collectives import barrier
 from jigsaw_forecast.parallel.mesh import Mesh, close_mesh, make_mesh
 

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from jigsaw_forecast.cli.run import DEFAULT_OUTPUT, Device, Precision, Weights
+from jigsaw_forecast.cli import forecast_options as shared
+from jigsaw_forecast.cli.forecast_options import (
+    DEFAULT_LEAD_TIME,
+    Device,
+    ForecastOptions,
+    Precision,
+    Weights,
+)
 from jigsaw_forecast.errors import ForecastError
 
 # The library is imported where a command needs it: torch takes seconds and --help must not wait.
@@ -15,63 +22,30 @@ def check(  # typer reads the options off the signature
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint: name or folder.")
     ],
-    init: Annotated[
-        str,
-        typer.Option(
-            "--init",
-            metavar="TIME",
-            help="Initial time in UTC, a comma list, START/END/STEP, or latest.",
-        ),
-    ],
-    input_spec: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            metavar="SPEC",
-            help="Initial conditions, as for run: a path or template, open-data:, mars:, cds:, ...",
-        ),
-    ] = None,
-    lead_time: Annotated[
-        str, typer.Option("--lead-time", metavar="SPAN", help="How far: 10d, 240h or 240.")
-    ] = "10d",
-    output: Annotated[
-        list[str] | None,
-        typer.Option("--output", metavar="PATH", help=f"As for run. Default: {DEFAULT_OUTPUT}"),
-    ] = None,
-    variables: Annotated[
-        str | None, typer.Option("--variables", metavar="LIST", help="Write only these.")
-    ] = None,
-    output_frequency: Annotated[
-        str | None, typer.Option("--output-frequency", metavar="SPAN", help="Write every 6h, 24h.")
-    ] = None,
-    write_initial_state: Annotated[
-        bool, typer.Option("--write-initial-state", help="Write lead time 0 too.")
-    ] = False,
-    mesh: Annotated[
-        str, typer.Option("--mesh", metavar="AXIS=DEGREE,...", help="Ranks: domain=2,tensor=2.")
-    ] = "",
-    device: Annotated[Device, typer.Option("--device", help="Where to compute.")] = Device.AUTO,
+    init: shared.Init,
+    input_spec: shared.Input = None,
+    lead_time: shared.LeadTime = DEFAULT_LEAD_TIME,
+    output: shared.Output = None,
+    variables: shared.Variables = None,
+    output_frequency: shared.OutputFrequency = None,
+    write_initial_state: shared.InitialState = False,
+    mesh: shared.MeshDegrees = "",
+    device: shared.DeviceChoice = Device.AUTO,
     device_kind: Annotated[
         str,
         typer.Option(
             "--device-kind", metavar="KIND", help="Check for another machine: a100, h100, h200."
         ),
     ] = "",
-    precision: Annotated[
-        Precision, typer.Option("--precision", help="In what to compute.")
-    ] = Precision.FLOAT32,
-    weights: Annotated[
-        Weights, typer.Option("--weights", help="Keep gathered weights, or gather in each step.")
-    ] = Weights.RESIDENT,
-    regrid: Annotated[
-        bool, typer.Option("--regrid", help="Bring the input to the model's grid.")
-    ] = False,
-    members: Annotated[
-        int, typer.Option("--members", min=0, metavar="N", help="Ensemble members 0 to N - 1.")
-    ] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Products that exist would be replaced.")
-    ] = False,
+    precision: shared.PrecisionChoice = Precision.FLOAT32,
+    weights: shared.WeightsChoice = Weights.RESIDENT,
+    regrid: shared.Regrid = False,
+    grib: shared.Grib = "",
+    members: shared.Members = 0,
+    truth: shared.Truth = None,
+    climatology: shared.Climatology = None,
+    allow_missing: shared.AllowMissing = False,
+    overwrite: shared.Overwrite = False,
     headers_only: Annotated[
         bool,
         typer.Option("--headers-only", help="Read neither the input's values nor the weights."),
@@ -90,45 +64,35 @@ def check(  # typer reads the options off the signature
       jigsaw-forecast check nature-run --init 2011-10-11T00 --input gfs.grb --regrid
       jigsaw-forecast check wm-025 --init latest --input open-data: --mesh domain=4 --json
     """
-    from jigsaw_forecast.checkpoint.format import find_checkpoint, read_manifest
-    from jigsaw_forecast.cli import parse
-    from jigsaw_forecast.data.acquisition import resolve_latest
-
-    problems: list[str] = []
-    config = read_manifest(find_checkpoint(checkpoint)).architecture
-    numbers = tuple(range(members))
-    with parse.collected(problems):
-        init_times = parse.parse_init_times(
-            init, lambda: resolve_latest(input_spec, config.prognostic_fields, numbers)
-        )
-    with parse.collected(problems):
-        span = parse.parse_duration(lead_time)
-    with parse.collected(problems):
-        frequency = parse.parse_optional_duration(output_frequency, "--output-frequency")
-    with parse.collected(problems):
-        degrees = parse.parse_mesh(mesh)
-    if problems:
-        raise ForecastError("\n".join(problems))
-    from jigsaw_forecast.forecast.check import CheckRequest, check_run
+    options = ForecastOptions(
+        init=init,
+        lead_time=lead_time,
+        checkpoint=checkpoint,
+        input=input_spec,
+        output=output,
+        variables=variables,
+        output_frequency=output_frequency,
+        write_initial_state=write_initial_state,
+        mesh=mesh,
+        device=device,
+        precision=precision,
+        weights=weights,
+        regrid=regrid,
+        grib=grib,
+        members=members,
+        truth=truth,
+        climatology=climatology,
+        allow_missing=allow_missing,
+        overwrite=overwrite,
+    )
+    asked = options.parsed()
+    from jigsaw_forecast.forecast.check import check_run
+    from jigsaw_forecast.forecast.request import CheckRequest
 
     report = check_run(
         CheckRequest(
-            checkpoint=checkpoint,
-            init_times=init_times,
-            lead_time=span,
-            input=input_spec,
-            outputs=tuple(output or (DEFAULT_OUTPUT,)),
-            variables=variables,
-            output_frequency=frequency,
-            write_initial_state=write_initial_state,
-            mesh=degrees,
-            device=device.value,
+            **asked,
             device_kind=device_kind,
-            precision=precision.value,
-            weights=weights.value,
-            regrid=regrid,
-            overwrite=overwrite,
-            members=numbers,
             with_values=not headers_only,
             with_digests=not headers_only,
         )

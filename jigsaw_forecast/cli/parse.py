@@ -1,6 +1,7 @@
 """Command line values turned into what the library takes."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -59,7 +60,8 @@ def parse_init_times(
             times.extend(_parse_range(part) if "/" in part else [parse_time(part)])
         except ForecastError as error:
             wrong.append(str(error))
-    twice = sorted({str(time) for time in times if times.count(time) > 1})
+    counts = Counter(str(time.astype("datetime64[s]")) for time in times)
+    twice = sorted(time for time, count in counts.items() if count > 1)
     if twice:
         wrong.append(f"given twice: {', '.join(twice)}")
     if wrong:

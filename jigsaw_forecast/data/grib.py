@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from jigsaw_forecast.data.grib_grid import GribGrid, read_grid
 from jigsaw_forecast.data.grib_messages import GribField, find_fields, read_field
+from jigsaw_forecast.data.grib_packing import why_not_timed, why_not_unpackable
 from jigsaw_forecast.data.records import (
     GEOPOTENTIAL_HEIGHT,
     NOT_A_TIME,
@@ -100,7 +101,14 @@ class GribSource:
                 message = read_field(stream, locator.field)
                 self.bytes_read += len(message)
                 values = self._decode(message, record)
-                yield locator.grid.arrange(values)
+                try:
+                    arranged = locator.grid.arrange(values)
+                except DataError as error:
+                    raise DataError(
+                        f"{self.path}: message {record.message} ({record.short_name}): {error}; "
+                        "the file is damaged; fetch it again"
+                    ) from None
+                yield arranged
 
     def unit_of(self, record: FieldRecord) -> Hashable:
         """Each field is packed by itself, also in a message of several."""
@@ -120,13 +128,19 @@ class GribSource:
         dtype: type[np.float32] | type[np.float64] = np.float32,
     ) -> npt.NDArray[np.floating]:
         """Values in the order of the message, missing points NaN."""
+        if why := why_not_unpackable(message):
+            raise DataError(
+                f"{self.path}: message {record.message} ({record.short_name}) cannot be decoded: "
+                f"{why}; the file is damaged; fetch it again"
+            )
         try:
             with _opened(message) as handle:
                 has_bitmap = _has_missing(handle)
                 if has_bitmap:
                     eccodes.codes_set(handle, "missingValue", _MISSING_VALUE)
                 values = eccodes.codes_get_values(handle, ktype=dtype)
-        except eccodes.CodesInternalError as fault:
+        # numpy's errors where eccodes makes a number of values up out of damaged lengths
+        except (eccodes.CodesInternalError, ValueError, MemoryError) as fault:
             raise DataError(
                 f"{self.path}: message {record.message} ({record.short_name}) cannot be decoded: "
                 f"{fault}; the file is damaged or its packing is unknown to eccodes "
@@ -141,6 +155,12 @@ class GribSource:
         key, level = _split_level(field)
         template = self._templates.get(key)
         if template is None:
+            product = field.product if field.edition == 1 else _section4(field.product)
+            if why := why_not_timed(field.edition, product):
+                raise DataError(
+                    f"{self.path}: the headers of message {field.message} cannot be read: {why}; "
+                    "the file is damaged; fetch it again"
+                )
             try:
                 with _opened(field.header, is_partial=field.edition == 2) as handle:
                     template = self._templates[key] = self._read_keys(field, handle)

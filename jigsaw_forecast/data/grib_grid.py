@@ -84,7 +84,8 @@ def read_grid(handle: int) -> GribGrid:
     num_i, num_j = eccodes.codes_get_long(handle, "Ni"), eccodes.codes_get_long(handle, "Nj")
     num_points = _get_int(handle, "numberOfDataPoints")
     has_count = eccodes.codes_get_long(handle, "edition") == 2 and num_points is not None
-    if max(num_i, num_j) > _MOST_PER_AXIS or (has_count and num_points != num_i * num_j):
+    is_possible = min(num_i, num_j) > 0 and max(num_i, num_j) <= _MOST_PER_AXIS
+    if not is_possible or (has_count and num_points != num_i * num_j):
         why = f"header contradicts itself: {num_j} rows of {num_i} points are {num_points} points"
         name = f"{grid_type} {num_j}x{num_i}"
         return GribGrid(name, None, 0, 0, False, False, False, why)

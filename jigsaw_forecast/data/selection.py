@@ -117,6 +117,11 @@ def choose(
         else:
             absent.setdefault(found, []).append(field)
     faults = [f"{why.verb} {list_fields(names)}: {why.reason}" for why, names in absent.items()]
+    if member and choices and all(choice.record.member is None for choice in choices.values()):
+        faults.append(
+            f"missing member {member}: no field has an ensemble member, so that all members would "
+            "be one forecast; give a file that holds members, or a template with {member}"
+        )
     reasons = {
         field: f"{why.verb}: {why.reason}" for why, names in absent.items() for field in names
     }

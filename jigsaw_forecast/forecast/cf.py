@@ -42,6 +42,7 @@ def coordinates(spec: OutputSpec) -> list[Coordinate]:
                 "long_name": "initial time",
                 "units": f"{time_units} since 1970-01-01T00:00:00",
                 "calendar": "proleptic_gregorian",
+                "units_metadata": "leap_seconds: none",
             },
         ),
         Coordinate(
@@ -86,13 +87,15 @@ def variable_dims(spec: OutputSpec, variable: str) -> tuple[str, ...]:
 
 
 def variable_attributes(variable: str) -> dict[str, str]:
-    """`units`, `standard_name`, `long_name` and, where values are sums in time, a `comment`."""
+    """`units`, `standard_name`, `long_name`, and what temperatures and sums in time need."""
     row = VARIABLES[variable]
     attributes = {
         "units": row.units,
         "standard_name": row.standard_name,
         "long_name": row.name.replace("_", " "),
     }
+    if row.units == "K":
+        attributes["units_metadata"] = "temperature: on_scale"
     if row.name == "total_precipitation_6hr":
         attributes["comment"] = "sum over the 6 hours before the valid time"
     return attributes

@@ -2,12 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from jigsaw_forecast.checkpoint.format import (
@@ -18,11 +17,14 @@ from jigsaw_forecast.checkpoint.format import (
 )
 from jigsaw_forecast.data.acquisition import InputRequest, resolve_input
 from jigsaw_forecast.errors import DataError, ForecastError, MeshError
-from jigsaw_forecast.fields import Field, parse_fields
+from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.check_input import InputCheck, check_initial_state
 from jigsaw_forecast.forecast.check_report import CheckReport, DiskCheck, MemoryCheck, TimeEstimate
-from jigsaw_forecast.forecast.output import resolve_outputs
+from jigsaw_forecast.forecast.inputs import DEFAULT_INPUT
+from jigsaw_forecast.forecast.output import check_keys, resolve_outputs
+from jigsaw_forecast.forecast.prepare import check_side_files, make_spec
 from jigsaw_forecast.forecast.product import Product
+from jigsaw_forecast.forecast.request import CheckRequest
 from jigsaw_forecast.forecast.rollout import one_step
 from jigsaw_forecast.forecast.schedule import (
     Schedule,
@@ -30,6 +32,7 @@ from jigsaw_forecast.forecast.schedule import (
     make_schedule,
     make_starts,
 )
+from jigsaw_forecast.forecast.scores_writer import check_scoring
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.plan.devices import DeviceKind, find_device_kind
 from jigsaw_forecast.plan.measure import measure_cpu
@@ -38,76 +41,23 @@ from jigsaw_forecast.plan.meshes import Workload, trace_workload
 from jigsaw_forecast.plan.simulate import simulate
 from jigsaw_forecast.plan.trace import Trace
 
-__all__ = ["CheckReport", "CheckRequest", "check_run"]
-
 Result = TypeVar("Result")
 
-DEFAULT_INPUT = "initial.zarr"
 # Assumed for ranks of one CPU host where no rate is given: Gloo over the loopback, an order of
 # magnitude; `jigsaw-forecast selfcheck --mesh domain=2` measures it.
 LOOPBACK_BYTES_PER_S = 1.0e9
 # Most bytes of a value in a product: float32, or 16 bits packed; headers are small beside them.
-_BYTES_PER_VALUE = {".zarr": 4, ".nc": 4, ".grib2": 2, ".grib": 2}
+# Scores are a few numbers for each map.
+_BYTES_PER_VALUE = {".zarr": 4, ".nc": 4, ".grib2": 2, ".grib": 2, ".scores": 0}
 # Values that one core decodes or encodes in a second, an order of magnitude (docs/log.md).
 _READ_VALUES_PER_S = 5.0e7
-_WRITE_VALUES_PER_S = {".zarr": 4.0e7, ".nc": 3.0e7, ".grib2": 2.5e7, ".grib": 2.5e7}
-
-
-@dataclass(frozen=True)
-class CheckRequest:
-    """What a run would be asked for; the names are those of `run`'s options.
-
-    Attributes:
-        checkpoint: Name or folder.
-        init_times: UTC.
-        lead_time: How far.
-        input: The text of `--input`, None for the checkpoint's own.
-        outputs: Paths or templates.
-        variables: What is written, None for all.
-        output_frequency: What is written, None for each step.
-        write_initial_state: Whether lead time 0 is written.
-        mesh: Degrees.
-        device: `auto`, `cpu` or `cuda`.
-        device_kind: For memory and time: a kind of `plan`; empty for this machine.
-        precision: `float32` or `bfloat16`.
-        weights: `resident` or `streamed`.
-        regrid: Whether the input is regridded.
-        overwrite: Whether products are replaced.
-        resume: Whether a run is continued.
-        members: Ensemble members.
-        with_values: Whether the input's values are read.
-        with_digests: Whether the checkpoint's files are compared with their digests.
-    """
-
-    checkpoint: str
-    init_times: tuple[np.datetime64, ...]
-    lead_time: np.timedelta64
-    input: str | None = None
-    outputs: tuple[str, ...] = ()
-    variables: str | None = None
-    output_frequency: np.timedelta64 | None = None
-    write_initial_state: bool = False
-    mesh: Mapping[str, int] = field(default_factory=dict)
-    device: str = "auto"
-    device_kind: str = ""
-    precision: str = "float32"
-    weights: str = "resident"
-    regrid: bool = False
-    overwrite: bool = False
-    resume: bool = False
-    members: tuple[int, ...] = ()
-    with_values: bool = True
-    with_digests: bool = True
-
-    @property
-    def degrees(self) -> dict[str, int]:
-        """Degree of every axis."""
-        return {axis: self.mesh.get(axis, 1) for axis in ("data", "domain", "tensor")}
-
-    @property
-    def num_ranks(self) -> int:
-        """Ranks of the mesh."""
-        return int(np.prod(list(self.degrees.values())))
+_WRITE_VALUES_PER_S = {
+    ".zarr": 4.0e7,
+    ".nc": 3.0e7,
+    ".grib2": 2.5e7,
+    ".grib": 2.5e7,
+    ".scores": 5.0e6,
+}
 
 
 class _Problems:
@@ -154,25 +104,13 @@ def check_run(request: CheckRequest) -> CheckReport:
             has_initial_state=request.write_initial_state,
         )
     )
-    fields = problems.of(lambda: _output_fields(request, config))
-    products: list[Product] | None = None
-    if schedule is not None:
-        products = problems.of(
-            lambda: resolve_outputs(
-                request.outputs,
-                request.init_times,
-                schedule.lead_times,
-                overwrite=request.overwrite,
-                resume=request.resume,
-                fields=fields or (),
-                members=request.members,
-            )
-        )
+    fields = problems.of(lambda: request.fields(config))
+    products = _check_outputs(request, folder, manifest, schedule, fields, problems)
     inputs = _check_inputs(request, folder, manifest, problems)
     device = problems.of(lambda: _find_device(request))
     traced = _trace(request, config)
     memory = _check_memory(request, device, traced)
-    work = _Work(request, config, schedule, products or [], fields or ())
+    work = _Work(request, config, schedule, products, fields or ())
     disks = work.check_disks()
     seconds = None
     if device is not None and traced is not None:
@@ -199,9 +137,36 @@ def check_run(request: CheckRequest) -> CheckReport:
 _STATICS = ("land_sea_mask", "geopotential_at_surface")
 
 
-def _output_fields(request: CheckRequest, config: ModelConfig) -> tuple[Field, ...]:
-    available = (*config.prognostic_fields, *config.diagnostic_fields)
-    return available if request.variables is None else parse_fields(request.variables, available)
+def _check_outputs(
+    request: CheckRequest,
+    folder: Path,
+    manifest: Manifest,
+    schedule: Schedule | None,
+    fields: tuple[Field, ...] | None,
+    problems: _Problems,
+) -> list[Product]:
+    """The products, as far as they can be told; their names, keys and truth are looked at."""
+    if schedule is None:
+        return []
+    products = problems.of(
+        lambda: resolve_outputs(
+            request.outputs,
+            request.init_times,
+            schedule.lead_times,
+            overwrite=request.overwrite,
+            resume=request.resume,
+            fields=fields or (),
+            members=request.members,
+        )
+    )
+    if products is None:
+        return []
+    problems.of(lambda: check_side_files(request, folder, products))
+    if fields is not None:
+        spec = make_spec(request, manifest, schedule, fields)
+        problems.of(lambda: check_keys(products, spec))
+        problems.of(lambda: check_scoring(products, spec))
+    return products
 
 
 def _check_inputs(

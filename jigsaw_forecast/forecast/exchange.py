@@ -1,14 +1,16 @@
 """From whole maps to bands and back: how initial conditions and output cross the mesh."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.poles import south_pole_row
+from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.model.config import ModelConfig
-from jigsaw_forecast.model.weather_mixer import Pieces, sample_pieces
+from jigsaw_forecast.model.sample import Pieces, sample_pieces
 from jigsaw_forecast.parallel.collectives import all_to_all
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.state import State
@@ -31,19 +33,59 @@ def assign_units(units: Sequence[tuple[Field, ...]], num_ranks: int) -> dict[Fie
     return owners
 
 
-def bands_to_maps(
+@dataclass(frozen=True)
+class Bands:
+    """The fields that this rank writes, in the bands in which the ranks of its group sent them.
+
+    Attributes:
+        fields: In the order of the maps.
+        parts: Of each band: the fields that its rank held, its rows, the values [F, rows, X].
+        grid: The whole grid.
+        init_time: Start of the forecast, UTC.
+        lead_time: Time since the start.
+    """
+
+    fields: tuple[Field, ...]
+    parts: tuple[tuple[tuple[Field, ...], slice, torch.Tensor], ...]
+    grid: Grid
+    init_time: np.datetime64
+    lead_time: np.timedelta64
+
+    def join(self, out: torch.Tensor | None = None) -> State:
+        """The whole maps, pole row included: a whole-globe state of these fields.
+
+        Args:
+            out: Takes the maps, shape `shape`; new memory without it.
+        """
+        if out is None:
+            out = self.parts[0][2].new_empty(self.shape)
+        place = {field: index for index, field in enumerate(self.fields)}
+        is_on_host = out.device.type == "cpu"
+        # numpy copies with one thread: the model computes on the others
+        whole = out.numpy() if is_on_host else out
+        for names, rows, values in self.parts:
+            for name, band in zip(names, values.numpy() if is_on_host else values, strict=True):
+                whole[place[name], rows] = band
+        if self.grid.drops_south_pole:
+            out[:, -1] = south_pole_row(out[:, -2], self.fields)
+        return State(out, self.fields, self.grid, self.init_time, self.lead_time)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the whole maps, [F, Y, X]."""
+        return len(self.fields), self.grid.num_lat, self.grid.num_lon
+
+
+def exchange_bands(
     config: ModelConfig, mesh: Mesh, state: State, owners: Mapping[Field, int]
-) -> State:
-    """The whole maps of the fields that this rank writes, pole row included.
+) -> Bands:
+    """Sends every rank of the model group its fields; on one rank nothing is copied.
 
     Args:
         config: The architecture.
         mesh: This rank's mesh.
         state: This rank's piece.
         owners: The rank of the model group that writes each field; fields left out go nowhere.
-
-    Returns:
-        A whole-globe state of the fields owned by this rank, possibly none.
 
     Communication:
         One all-to-all over the model group.
@@ -55,26 +97,22 @@ def bands_to_maps(
         for rank in range(group_size)
     ]
     pieces = [sample_pieces(config, peer) for peer in peers]
-    incoming_fields = [
-        [field for field in held_fields(config, piece) if owners.get(field) == mesh.model.index]
+    names = [
+        tuple(
+            field for field in held_fields(config, piece) if owners.get(field) == mesh.model.index
+        )
         for piece in pieces
     ]
     num_lon = config.grid_object.num_lon
     shapes = [
         (len(fields), piece.rows.stop - piece.rows.start, num_lon)
-        for fields, piece in zip(incoming_fields, pieces, strict=True)
+        for fields, piece in zip(names, pieces, strict=True)
     ]
     incoming = all_to_all(mesh, outgoing, shapes, "model")
+    rows = [piece.rows for piece in pieces]
     fields = tuple(field for field in owners if owners[field] == mesh.model.index)
-    place = {field: index for index, field in enumerate(fields)}
-    num_lat = config.grid_object.num_lat
-    maps = state.data.new_empty((len(fields), num_lat, num_lon))
-    for names, piece, values in zip(incoming_fields, pieces, incoming, strict=True):
-        for name, band in zip(names, values, strict=True):
-            maps[place[name], piece.rows] = band
-    if config.grid_object.drops_south_pole:
-        maps[:, -1] = south_pole_row(maps[:, -2], fields)
-    return replace(state, data=maps, fields=fields, row_start=0)
+    parts = tuple(zip(names, rows, incoming, strict=True))
+    return Bands(fields, parts, state.grid, state.init_time, state.lead_time)
 
 
 def _choose(data: torch.Tensor, is_chosen: Sequence[bool]) -> torch.Tensor:

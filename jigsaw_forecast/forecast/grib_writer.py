@@ -1,7 +1,9 @@
 """GRIB 2 files: CCSDS packing, one message a field, each read back before it counts."""
 
 import os
-from collections.abc import Mapping
+import platform
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -27,24 +29,27 @@ from jigsaw_forecast.forecast.product import (
     Mark,
     OutputSpec,
     Payload,
+    Row,
     Slot,
     Unit,
     Writer,
+    describe,
 )
-from jigsaw_forecast.forecast.staging import reported
+from jigsaw_forecast.forecast.staging import PARTIAL_SUFFIX, reported
 from jigsaw_forecast.state import State
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # names a host, random(4)
 KG_M2_PER_METRE = 1000.0  # of liquid water
 ABSURD_RANGES = 2.0  # a value this many plausible widths outside ruins the packing of its field
 
 
 class GribWriter(Writer):
-    """Appends messages to one file; every rank may encode its fields, one process writes them all.
+    """Appends messages to one file; every rank may encode its fields and, on one host, write them.
 
     The centre is missing (255) and there are no archive keys unless `--grib` gives them. The keys
-    of every message are read back; so are all values of the first lead time that a rank encodes
-    and, after that, of one field in turn at each lead time, since decoding takes as long as
-    encoding. Precipitation is the amount of the last 6 hours, in kg m-2, and left out at lead
+    of every message are read from it again; so are all values of the first lead time that a rank
+    encodes and, after that, of one field in turn at each lead time, since decoding takes as long
+    as encoding. Precipitation is the amount of the last 6 hours, in kg m-2, and left out at lead
     time 0, where there is none. Keys of `--grib` that are wrong are refused at opening, all of
     them in one message.
     """
@@ -55,12 +60,15 @@ class GribWriter(Writer):
         self._templates: dict[Field, int] = {}
         self._num_encoded = 0
         self._end = max((mark["end_byte"] for mark in self._done.values()), default=0)
-        self._checksum = 0
+        self._table: list[Row] = []  # of the lead time that is written
+        self._memory = threading.local()
         self._pool = ThreadPoolExecutor(num_encoders(), "grib")
         if self._staging is not None:
             check_grib_keys(self.spec)
             with reported(self.path):
-                self._file = self._staging.partial.open("ab" if self.goes_on else "wb")
+                if not self.goes_on:
+                    self._staging.partial.touch()
+                self._file = self._staging.partial.open("r+b", buffering=0)
 
     @classmethod
     def recover(cls, partial: Path, spec: OutputSpec, marks: Mapping[Slot, Mark]) -> list[Slot]:
@@ -69,10 +77,10 @@ class GribWriter(Writer):
         end = 0
         with partial.open("r+b") as file:
             for slot, mark in marks.items():
-                content = file.read(mark["end_byte"] - end)
-                if len(content) + end != mark["end_byte"]:
+                messages = mark.get("messages")  # another version may have marked it
+                if messages is None:
                     break
-                if google_crc32c.value(content) != mark["crc32c"]:
+                if not all(_is_whole(file.read(size), size, crc) for size, crc in messages):
                     break
                 end = mark["end_byte"]
                 whole.append(slot)
@@ -107,16 +115,23 @@ class GribWriter(Writer):
         return list(zip(numbers, messages, strict=True))
 
     def _message(self, field: Field, values: Maps, slot: Slot, *, has_check: bool) -> bytes:
-        scaled = _to_grib_units(field, values)
+        scaled = self._in_grib_units(field, values)
         try:
             handle = eccodes.codes_clone(self._template(field))
             try:
                 set_times(handle, field, slot, self.spec.grib_keys)
                 eccodes.codes_set_values(handle, scaled.ravel())
                 message: bytes = eccodes.codes_get_message(handle)
+                if not has_check:
+                    _compare(handle, field, slot, None)  # a handle reads its keys from the message
             finally:
                 eccodes.codes_release(handle)
-            _compare(message, field, slot, scaled if has_check else None)
+            if has_check:
+                handle = eccodes.codes_new_from_message(message)
+                try:
+                    _compare(handle, field, slot, scaled)
+                finally:
+                    eccodes.codes_release(handle)
         except eccodes.CodesInternalError as error:
             raise OutputError(
                 f"cannot write {self.path}: eccodes refuses {field} at +{slot.lead_hours} h: "
@@ -124,32 +139,69 @@ class GribWriter(Writer):
             ) from error
         return message
 
+    def _in_grib_units(self, field: Field, values: Maps) -> npt.NDArray[np.float64]:
+        """Values as eccodes takes them, in memory that this thread's next message uses again."""
+        scaled: npt.NDArray[np.float64] | None = getattr(self._memory, "scaled", None)
+        if scaled is None or scaled.shape != values.shape:
+            scaled = self._memory.scaled = np.empty(values.shape, np.float64)
+        np.copyto(scaled, values)
+        if field.variable == PRECIPITATION:
+            scaled *= KG_M2_PER_METRE
+        return scaled
+
     def _template(self, field: Field) -> int:
         """A message with all keys of a field but its times; setting them takes 3 ms."""
         if field not in self._templates:
             self._templates[field] = new_message(self.spec, field)
         return self._templates[field]
 
-    def _append(self, slot: Slot, payload: Payload) -> None:
-        assert self._file is not None, "only the creator writes a GRIB file"
+    def share(self) -> str:
+        """See `Writer.share`: ranks of one host write into one file of its page cache.
+
+        Over a network two hosts that write parts of one page may lose one of them, so ranks of
+        other hosts send what they have to the creator.
+        """
+        if self._file is None:
+            partial = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
+            try:
+                self._file = partial.open("r+b", buffering=0)
+            except OSError:
+                return ""
+        status = os.fstat(self._file.fileno())
+        host = BOOT_ID.read_text().strip() if BOOT_ID.exists() else platform.node()
+        return f"{host} {status.st_dev} {status.st_ino}"
+
+    def write_at(self, slot: Slot, table: Sequence[Row], payload: Payload) -> None:
+        """See `Writer.write_at`."""
+        places, held = {}, dict(payload)
+        for number, size, _ in table:
+            places[number] = self._end
+            self._end += size
+        if self.is_creator:
+            self._table += table
+        assert self._file is not None or not payload, "a rank that does not share has nothing here"
         with reported(self.path):
-            for _, message in payload:
-                self._file.write(message)
-                self._checksum = google_crc32c.extend(self._checksum, message)
-                self._end += len(message)
-                self.bytes_written += len(message)
-            self._file.flush()
+            for number in sorted(held):
+                assert self._file is not None
+                _write_at(self._file.fileno(), held[number], places[number])
+                self.bytes_written += len(held[number])
+
+    def _append(self, slot: Slot, payload: Payload) -> None:
+        self.write_at(slot, describe(payload), payload)
 
     def _mark(self, slot: Slot) -> Mark:
-        mark = {"end_byte": self._end, "crc32c": self._checksum}
-        self._checksum = 0
-        return mark
+        table, self._table = self._table, []
+        if self._file is not None and hasattr(os, "posix_fadvise"):
+            # starts to write it to the disk, or all of it would have to wait for the end
+            num_bytes = sum(size for _, size, _ in table)
+            start = self._end - num_bytes
+            os.posix_fadvise(self._file.fileno(), start, num_bytes, os.POSIX_FADV_DONTNEED)
+        return {"end_byte": self._end, "messages": [[size, crc] for _, size, crc in table]}
 
     def _seal(self) -> None:
         assert self._file is not None
         assert self._staging is not None
         with reported(self.path):
-            self._file.flush()
             os.fsync(self._file.fileno())
             num_bytes = self._staging.partial.stat().st_size
         if num_bytes != self._end:
@@ -169,28 +221,34 @@ class GribWriter(Writer):
                 file.close()
 
 
-def _compare(
-    message: bytes, field: Field, slot: Slot, values: npt.NDArray[np.float64] | None
-) -> None:
+def _is_whole(content: bytes, size: int, crc32c: int) -> bool:
+    return len(content) == size and google_crc32c.value(content) == crc32c
+
+
+def _write_at(file: int, content: bytes | memoryview, place: int) -> None:
+    """Writes all of a message; the system may take a part of it at a time."""
+    rest = memoryview(content)
+    while rest:
+        num_bytes = os.pwrite(file, rest, place)
+        rest, place = rest[num_bytes:], place + num_bytes
+
+
+def _compare(handle: int, field: Field, slot: Slot, values: npt.NDArray[np.float64] | None) -> None:
     """Refuses a message that does not say what went in, to the packing error.
 
     Args:
-        message: As it will be written.
+        handle: The message.
         field: What it should hold.
         slot: When and of which member.
         values: What went in; None to read back the keys only.
     """
-    handle = eccodes.codes_new_from_message(message)
-    try:
-        error, tolerance = (0.0, 0.0) if values is None else _packing_error(handle, values)
-        end_step = eccodes.codes_get(handle, "endStep", int)
-        valid = (
-            eccodes.codes_get(handle, "validityDate"),
-            eccodes.codes_get(handle, "validityTime"),
-            None if slot.member is None else eccodes.codes_get(handle, "perturbationNumber"),
-        )
-    finally:
-        eccodes.codes_release(handle)
+    error, tolerance = (0.0, 0.0) if values is None else _packing_error(handle, values)
+    end_step = eccodes.codes_get(handle, "endStep", int)
+    valid = (
+        eccodes.codes_get(handle, "validityDate"),
+        eccodes.codes_get(handle, "validityTime"),
+        None if slot.member is None else eccodes.codes_get(handle, "perturbationNumber"),
+    )
     expected = (*date_and_time(slot.init_time + slot.lead_time), slot.member)
     if error > tolerance or end_step != slot.lead_hours or valid != expected:
         raise OutputError(
@@ -209,19 +267,17 @@ def _packing_error(handle: int, values: npt.NDArray[np.float64]) -> tuple[float,
         spacing = 2.0**binary / 10.0 ** eccodes.codes_get(handle, "decimalScaleFactor")
     num_bits = eccodes.codes_get(handle, "bitsPerValue")
     # half a step of the packing, and the reference value, which is a 32-bit float
-    reference_error = float(np.abs(values).max()) * float(np.finfo(np.float32).eps)
+    reference_error = max(float(values.max()), -float(values.min())) * float(
+        np.finfo(np.float32).eps
+    )
     tolerance = (0.5 * spacing if num_bits else 0.0) + reference_error
-    return float(np.abs(decoded - values).max()), tolerance
+    np.subtract(decoded, values, out=decoded)
+    return max(float(decoded.max()), -float(decoded.min())), tolerance
 
 
 def _is_absent(field: Field, values: Maps, slot: Slot) -> bool:
     is_diagnostic = field.spec.role is Role.DIAGNOSTIC
     return is_diagnostic and slot.lead_hours == 0 and bool(np.isnan(values).all())
-
-
-def _to_grib_units(field: Field, values: Maps) -> npt.NDArray[np.float64]:
-    scale = KG_M2_PER_METRE if field.variable == PRECIPITATION else 1.0
-    return values.astype(np.float64) * scale
 
 
 def _find_unpackable(field: Field, values: Maps, slot: Slot) -> str | None:

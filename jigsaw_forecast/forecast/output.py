@@ -1,6 +1,8 @@
 """From `--output` to open writers: templates, kinds, and every reason to refuse at once."""
 
+import errno
 import logging
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +25,7 @@ from jigsaw_forecast.forecast.product import (
     Writer,
     all_slots,
 )
+from jigsaw_forecast.forecast.scores_writer import SCORES_SUFFIX, ScoresWriter
 from jigsaw_forecast.forecast.staging import PARTIAL_SUFFIX, ProductLock, refusal
 from jigsaw_forecast.forecast.zarr_writer import ZarrWriter
 
@@ -38,12 +41,14 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+_LONGEST_SHOWN = 100  # of a name that is refused
 
 _WRITERS: dict[str, type[Writer]] = {
     ".zarr": ZarrWriter,
     ".grib2": GribWriter,
     ".grib": GribWriter,
     ".nc": NetcdfWriter,
+    SCORES_SUFFIX: ScoresWriter,
 }
 
 
@@ -66,7 +71,8 @@ def resolve_outputs(
     value and GRIB has no message; it is not made where that leaves it without a lead time.
 
     Args:
-        paths: Paths or templates; the suffix is the kind: `.zarr`, `.grib2`, `.grib` or `.nc`.
+        paths: Paths or templates; the suffix is the kind: `.zarr`, `.grib2`, `.grib`, `.nc` or,
+            for scores, `.scores`.
         init_times: Initial times of the run.
         lead_times: Lead times that will be written.
         overwrite: Whether products that exist may be replaced.
@@ -106,6 +112,9 @@ def resolve_outputs(
                 f"output {path} has unknown suffix {path.suffix!r}; use "
                 f"{', '.join(sorted(_WRITERS))}"
             )
+            continue
+        if why := _why_no_name(path):
+            problems.append(f"output {str(path)[:_LONGEST_SHOWN]!r}: {why}")
             continue
         if path.parent not in unwritable:
             unwritable[path.parent] = describe_unwritable(path.parent)
@@ -247,6 +256,17 @@ def _find_collisions(products: Sequence[Product]) -> list[str]:
             problems.append(f"outputs {taken} and {product.path} have the same name")
         owners[final] = owners[partial] = product.path
     return problems
+
+
+def _why_no_name(path: Path) -> str:
+    """Why the system takes no such name, with what is added to it on the way; else empty."""
+    try:
+        os.lstat(path.with_name(f".{path.name}.restart"))
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno == errno.ENAMETOOLONG else ""
+    except ValueError as error:  # a zero byte
+        return str(error)
+    return ""
 
 
 def describe_unwritable(folder: Path) -> str | None:

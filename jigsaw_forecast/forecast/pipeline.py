@@ -1,7 +1,8 @@
 """The output pipeline: while a step is computed, the steps before it are encoded and written.
 
-The main thread turns bands into whole maps, which takes a collective of the model group, and puts
-them into a queue of `DEPTH` lead times; a thread of each rank takes them out, encodes and writes.
+The main thread sends bands to the ranks that write them, which takes a collective of the model
+group, and puts what it gets into a queue of `DEPTH` lead times; a thread of each rank takes it out,
+joins bands to whole maps, encodes and writes. On a GPU the maps are joined there and copied out.
 The queue's length bounds the memory, whatever the length of the forecast: a step that finds it full
 waits, and the report says how long.
 """
@@ -10,13 +11,14 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from jigsaw_forecast.errors import ForecastError, StoppedError
-from jigsaw_forecast.forecast.exchange import bands_to_maps
+from jigsaw_forecast.forecast.exchange import Bands, exchange_bands
 from jigsaw_forecast.forecast.product import Slot
 from jigsaw_forecast.forecast.restart import RestartFolder
 from jigsaw_forecast.forecast.rollout import Snapshot
@@ -28,6 +30,7 @@ from jigsaw_forecast.state import State
 
 _log = logging.getLogger(__name__)
 DEPTH = 2  # lead times under way: one that is written and one that is ready
+WORTH_TELLING_S = 1.0  # of back-pressure
 LAST_WAIT_S = 5.0  # for the thread of a run that is given up
 
 
@@ -36,7 +39,7 @@ class PipelineSeconds:
     """What output costs the main thread.
 
     Attributes:
-        exchange: Making whole maps and copying them off the device.
+        exchange: Sending bands, and joining maps on a GPU.
         wait: Finding the queue full: back-pressure.
         drain: Waiting for the last lead times of a forecast.
     """
@@ -63,6 +66,7 @@ class OutputPipeline:
         self._products = products
         self._room = threading.Semaphore(DEPTH)
         self._jobs: queue.SimpleQueue[_Ready | None] = queue.SimpleQueue()
+        self._maps: dict[Owners, torch.Tensor] = {}  # of the lead time that is written
         self._buffers: list[torch.Tensor] = []  # pinned, of lead times that are written
         self._buffers_lock = threading.Lock()
         self._failure: Exception | None = None
@@ -93,7 +97,7 @@ class OutputPipeline:
         self.seconds.wait += time.perf_counter() - began
         began = time.perf_counter()
         own = slots[self._mesh.data.index]
-        maps: dict[Owners, State] = {}
+        bands: dict[Owners, Bands] = {}
         if state is not None and own is not None:
             run = self._products.run
             kinds = [
@@ -102,9 +106,10 @@ class OutputPipeline:
                 if run.lacks(product, own)
             ]
             for owners in dict.fromkeys(kinds):
-                maps[owners] = bands_to_maps(self._config, self._mesh, state, dict(owners))
-        snapshot = None if restart is None else restart[1].normalised
-        self._jobs.put(self._on_host(tuple(slots), maps, rollout_step, restart, snapshot))
+                bands[owners] = exchange_bands(self._config, self._mesh, state, dict(owners))
+        folder = None if restart is None else restart[0]
+        job = Job(tuple(slots), {}, rollout_step, folder)
+        self._jobs.put(self._ready(job, bands, None if restart is None else restart[1].normalised))
         self.seconds.exchange += time.perf_counter() - began
 
     def failure(self) -> str:
@@ -141,38 +146,38 @@ class OutputPipeline:
     def close(self) -> bool:
         """Ends the thread once it has written what it holds; whether it has ended in time."""
         self._jobs.put(None)
+        if self.seconds.wait > WORTH_TELLING_S and self._mesh.rank == 0:
+            _log.info("computing stood still for %.0f s: output was slower", self.seconds.wait)
         self._thread.join(LAST_WAIT_S)
         return not self._thread.is_alive()
 
-    def _on_host(
-        self,
-        slots: tuple[Slot | None, ...],
-        maps: dict[Owners, State],
-        rollout_step: int,
-        restart: tuple[RestartFolder, Snapshot] | None,
-        snapshot: torch.Tensor | None,
+    def _ready(
+        self, job: Job, bands: dict[Owners, Bands], normalised: torch.Tensor | None
     ) -> "_Ready":
+        """Starts what has to be copied off the device."""
         buffers: list[torch.Tensor] = []
         event = None
         if self._mesh.device.type == "cuda":
+            maps = {owners: part.join() for owners, part in bands.items()}
             maps = {
                 owners: replace(state, data=self._pinned(state.data, buffers))
                 for owners, state in maps.items()
             }
-            snapshot = None if snapshot is None else self._pinned(snapshot, buffers)
+            job, bands = replace(job, maps=maps), {}
+            normalised = None if normalised is None else self._pinned(normalised, buffers)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        return _Ready(
-            Job(
-                slots,
-                maps,
-                rollout_step,
-                None if restart is None else restart[0],
-                None if snapshot is None else snapshot.numpy(),
-            ),
-            buffers,
-            event,
-        )
+        if normalised is not None:
+            job = replace(job, normalised=normalised.numpy())
+        return _Ready(job, bands, buffers, event)
+
+    def _joined(self, bands: Mapping[Owners, Bands]) -> dict[Owners, State]:
+        """Whole maps, in memory that the next lead time uses again."""
+        for owners, part in bands.items():
+            if owners not in self._maps:
+                # numpy asks for huge pages, which are much cheaper to touch first
+                self._maps[owners] = torch.from_numpy(np.empty(part.shape, np.float32))
+        return {owners: part.join(self._maps[owners]) for owners, part in bands.items()}
 
     def _pinned(self, data: torch.Tensor, buffers: list[torch.Tensor]) -> torch.Tensor:
         """A copy in pinned memory that is under way; buffers of earlier lead times are used."""
@@ -190,7 +195,10 @@ class OutputPipeline:
                 if self._failure is None:
                     if ready.event is not None:
                         ready.event.synchronize()
-                    self._products.write(ready.job)
+                    with self._products.timed("join"):
+                        job = replace(ready.job, maps=self._joined(ready.bands) or ready.job.maps)
+                    ready.bands.clear()
+                    self._products.write(job)
             except Exception as error:  # noqa: BLE001  raised on the main thread by `failure`
                 self._failure = error
             finally:
@@ -202,8 +210,9 @@ class OutputPipeline:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A job whose copies from the device may be under way."""
+    """A job whose maps are still bands, or under way from the device."""
 
     job: Job
+    bands: dict[Owners, Bands]
     buffers: list[torch.Tensor]
     event: torch.cuda.Event | None

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
@@ -28,6 +29,7 @@ Maps = npt.NDArray[np.float32]
 Payload = list[
     tuple[int, bytes | memoryview]
 ]  # numbers of fields in the specification, and what they become
+Row = tuple[int, int, int]  # of a piece of a payload: its number, its bytes, its crc32c
 Mark = Mapping[str, Any]  # what is noted of a lead time that is done, beyond its times
 
 
@@ -91,6 +93,23 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """What a run is scored against while it goes on.
+
+    Attributes:
+        name: Of the forecast in the scores.
+        truth: File or store of analyses.
+        climatology: File or store, None without one.
+        allows_missing: Whether valid times that the truth lacks are left out instead of refused.
+    """
+
+    name: str
+    truth: Path
+    climatology: Path | None = None
+    allows_missing: bool = False
+
+
+@dataclass(frozen=True)
 class OutputSpec:
     """Everything that a writer needs to know before the first state.
 
@@ -104,6 +123,7 @@ class OutputSpec:
         grib_keys: Keys of `--grib`, for GRIB2 products only.
         members: Ensemble members; empty where the run is no ensemble.
         num_members: Members of the whole ensemble, of which a product may hold some.
+        scoring: For scores only: what the forecast is compared with.
     """
 
     fields: tuple[Field, ...]
@@ -114,6 +134,7 @@ class OutputSpec:
     grib_keys: Mapping[str, str]
     members: tuple[int, ...] = ()
     num_members: int = 0
+    scoring: Scoring | None = None
 
     def __post_init__(self) -> None:
         """Refuses an empty or repeated selection and lead times that are not whole hours."""
@@ -166,7 +187,8 @@ class Writer(ABC):
     The creator makes the product, marks lead times as done and finishes it. Kinds that every rank
     writes into are opened by the other ranks after the creator, with `is_creator=False`. Of the
     other kinds, every rank makes its part of a lead time with `encode`, and the creator adds all
-    parts with `append`.
+    parts with `append`; or, where `share` says that they see the same file, each rank puts its own
+    there with `write_at`.
 
     Attributes:
         path: Final name of the product.
@@ -303,6 +325,30 @@ class Writer(ABC):
             assert self.is_creator, "only the creator writes into a file"
             self._append(slot, payload)
 
+    def share(self) -> str:
+        """Lets this rank write into the creator's file itself, where the kind can do that.
+
+        Called on every rank once the creator has opened the product.
+
+        Returns:
+            What names the file as this rank sees it, the same on all ranks that see the same file;
+            empty where the creator alone may write.
+        """
+        return ""
+
+    def write_at(self, slot: Slot, table: Sequence[Row], payload: Payload) -> None:
+        """Writes pieces of a lead time at their places in a shared file; called on every rank.
+
+        Args:
+            slot: The lead time.
+            table: Of the pieces of all ranks, in the order in which the file has them.
+            payload: What this rank has to write of them, possibly nothing.
+
+        Raises:
+            OutputError: The disk does not allow it.
+        """
+        raise NotImplementedError  # of kinds that share their file
+
     def mark_done(
         self, init_time: np.datetime64, lead_time: np.timedelta64, member: int | None = None
     ) -> Mark:
@@ -408,6 +454,14 @@ class Writer(ABC):
 
     def _seal(self) -> None:  # noqa: B027 - optional, not abstract
         """Completes metadata before closing."""
+
+
+def describe(payload: Payload) -> list[Row]:
+    """The table of a payload, in the order of its numbers."""
+    return [
+        (number, len(content), int(google_crc32c.value(bytes(content))))
+        for number, content in sorted(payload, key=lambda piece: piece[0])
+    ]
 
 
 def all_slots(

@@ -125,13 +125,13 @@ class RunHistory:
     implausible: list[Implausible] = field(default_factory=list)
 
     def record(
-        self, product: Product, spec: OutputSpec, seconds: Mapping[str, float]
+        self, product: Product, run: Fingerprint, seconds: Mapping[str, float]
     ) -> dict[str, Any]:
         """The record of a product that is whole.
 
         Args:
             product: The product.
-            spec: What the run writes.
+            run: What a run must have in common with this one to go on with the product.
             seconds: Where the time went so far.
         """
         manifest = self.manifest
@@ -142,7 +142,7 @@ class RunHistory:
         }
         return {
             "product": product.path.name,
-            "run": dict(fingerprint(manifest, self.identity, spec, product)),
+            "run": dict(run),
             "command": list(self.command),
             "checkpoint": {
                 "name": manifest.name,

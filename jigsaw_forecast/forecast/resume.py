@@ -132,7 +132,7 @@ def _find(product: Product, spec: OutputSpec, run: Fingerprint, *, overwrite: bo
         record = read_record(path)
         different = describe_differences(record["run"], run) if record else []
         if record and not different:
-            remove_progress(path)  # left where the run was killed just after the naming
+            remove_progress(path)  # as `remove_leftovers`
             return Standing(is_whole=True)
         if not overwrite:
             why = "; ".join(different) if record else f"missing its record {path.name}.json"
@@ -178,6 +178,17 @@ def forget_product(path: Path) -> None:
     """Removes what `take_up` has made for a product of which nothing is done."""
     remove_progress(path)
     remove_if_possible(restart_root(path))
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what a run that was killed just after the naming has left beside a product."""
+    try:
+        lock = ProductLock(path, joins=False)
+    except (OutputError, OSError):
+        return  # that run still lives, another rank does it, or the folder allows nothing
+    remove_progress(path)
+    remove_if_possible(restart_root(path))
+    lock.release()
 
 
 def first_product(products: Sequence[Product], start: Start, schedule: Schedule) -> Product:

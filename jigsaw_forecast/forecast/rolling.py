@@ -45,7 +45,8 @@ from jigsaw_forecast.state import State
 
 _log = logging.getLogger(__name__)
 # of a run's time, at most, goes into states to go on from: one with each lead time where it can
-RESTART_SHARE = 0.1
+RESTART_SHARE = 0.05
+RESTART_BYTES_PER_S = 1e9  # at most: its digest
 
 
 @dataclass(frozen=True)
@@ -274,8 +275,8 @@ class Checks:
         self._stops_implausible = stops_implausible
         self._news: list[StepNews] = []
         self._warned: set[tuple[str, str]] = set()
+        self._num_saves = 0
         self._began = time.perf_counter()
-        self.restart_seconds = 0.0
 
     def before_output(
         self,
@@ -302,8 +303,7 @@ class Checks:
         self._num_left -= 1
         if self._mesh.rank == 0:
             own.late = self._deadline.after_step(self._num_left)
-            elapsed_s = time.perf_counter() - self._began
-            own.saves = pipeline.restart_seconds() <= RESTART_SHARE * elapsed_s
+            own.saves = self._has_time_to_save(pipeline.restart_seconds(), state)
         self._news = share(self._mesh, own)
         names = [str(leg.start) if leg is not None else "nothing" for leg in legs]
         hours = int(lead_time / np.timedelta64(1, "h"))
@@ -321,6 +321,16 @@ class Checks:
                 f"{describe_ranges(found)}"
             )
         return self._news[0].saves
+
+    def _has_time_to_save(self, spent_s: float, state: State | None) -> bool:
+        """Whether one more state to go on from stays within the share of the run's time."""
+        # what is under way is not among the seconds spent, so each counts with its size at least
+        least_s = 0.0 if state is None else state.data.nbytes / RESTART_BYTES_PER_S
+        each_s = max(least_s, spent_s / max(self._num_saves, 1))
+        elapsed_s = time.perf_counter() - self._began
+        is_affordable = (self._num_saves + 1) * each_s <= RESTART_SHARE * elapsed_s
+        self._num_saves += is_affordable
+        return is_affordable
 
     def after_output(self, lead_time: np.timedelta64) -> None:
         """Ends the run where a signal came or it would be late; what was made is handed over.

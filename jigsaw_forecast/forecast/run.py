@@ -3,131 +3,45 @@
 import logging
 import platform
 import shlex
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
-import numpy as np
 import torch
 
-from jigsaw_forecast.checkpoint.format import Manifest, find_checkpoint, read_manifest
 from jigsaw_forecast.checkpoint.load import LoadedModel, load_checkpoint
 from jigsaw_forecast.data.acquisition import ResolvedInput
-from jigsaw_forecast.errors import OutputError, StoppedError
-from jigsaw_forecast.fields import Field, parse_fields
-from jigsaw_forecast.forecast.grib_keys import spelled_out
-from jigsaw_forecast.forecast.inputs import (
-    DEFAULT_INPUT,
-    find_input,
-    plan_inputs,
-    plausible_ranges,
-)
-from jigsaw_forecast.forecast.output import (
-    OutputSpec,
-    Product,
-    check_keys,
-    describe_unwritable,
-    resolve_outputs,
-)
+from jigsaw_forecast.errors import StoppedError
+from jigsaw_forecast.forecast.inputs import find_input, plan_inputs, plausible_ranges
+from jigsaw_forecast.forecast.output import Product
 from jigsaw_forecast.forecast.pipeline import OutputPipeline
-from jigsaw_forecast.forecast.provenance import (
-    Identity,
-    RunHistory,
-    fingerprint,
-    grib_defaults,
-    product_attributes,
-)
-from jigsaw_forecast.forecast.record import now_text, read_record, record_path
+from jigsaw_forecast.forecast.prepare import Setting, prepare
+from jigsaw_forecast.forecast.provenance import RunHistory
+from jigsaw_forecast.forecast.record import now_text
 from jigsaw_forecast.forecast.report import RunMeter
+from jigsaw_forecast.forecast.request import RunRequest
 from jigsaw_forecast.forecast.restart import RestartFolder
 from jigsaw_forecast.forecast.resume import (
     describe_rest,
     first_product,
+    remove_leftovers,
     share_numbers,
     step_to_go_on_from,
     take_up_all,
 )
 from jigsaw_forecast.forecast.rolling import Checks, Leg, Rolling, Round, roll_and_write
 from jigsaw_forecast.forecast.rollout import one_step
-from jigsaw_forecast.forecast.schedule import (
-    Schedule,
-    Start,
-    check_data_degree,
-    make_rounds,
-    make_schedule,
-    make_starts,
-)
+from jigsaw_forecast.forecast.schedule import Start, make_rounds
+from jigsaw_forecast.forecast.scores_writer import scores_products
 from jigsaw_forecast.forecast.stopping import AgreedStop, Deadline, StopSignal, stop_on_signal
 from jigsaw_forecast.forecast.writing import Products, RunProducts
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.parallel.collectives import gather_texts, together
-from jigsaw_forecast.parallel.mesh import Mesh, choose_device, close_mesh, make_mesh
+from jigsaw_forecast.parallel.mesh import Mesh, close_mesh, make_mesh
 from jigsaw_forecast.parallel.side_channel import SideChannel
 from jigsaw_forecast.plan.memory import BASE_BYTES, check_memory
 from jigsaw_forecast.plan.meshes import Workload
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What `jigsaw-forecast run` was asked for; see its `--help`."""
-
-    init_times: tuple[np.datetime64, ...]
-    lead_time: np.timedelta64
-    checkpoint: str
-    input: str | None
-    outputs: tuple[str, ...]
-    variables: str | None
-    output_frequency: np.timedelta64 | None
-    write_initial_state: bool
-    mesh: dict[str, int]
-    device: str
-    precision: str
-    weights: str
-    regrid: bool
-    grib_keys: dict[str, str]
-    overwrite: bool
-    report: Path | None
-    plot: Path | None
-    num_members: int = 0  # 0: no ensemble
-    resume: bool = False
-    deadline_s: float | None = None
-    stops_implausible: bool = False
-    command: tuple[str, ...] = ()
-
-    @property
-    def members(self) -> tuple[int, ...]:
-        """Numbers of the ensemble members; none where the run is no ensemble."""
-        return tuple(range(self.num_members))
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """What follows from a request and a checkpoint alone; the same on every rank.
-
-    Attributes:
-        folder: Of the checkpoint.
-        manifest: Of the checkpoint.
-        schedule: What is made and written.
-        starts: The forecasts.
-        spec: What is written, for all times.
-        products: Into what.
-        identity: What decides every bit.
-    """
-
-    folder: Path
-    manifest: Manifest
-    schedule: Schedule
-    starts: tuple[Start, ...]
-    spec: OutputSpec
-    products: tuple[Product, ...]
-    identity: Identity
-
-    def fingerprint(self, product: Product) -> Mapping[str, str]:
-        """What a run must have in common with the one whose product it goes on with."""
-        return fingerprint(self.manifest, self.identity, self.spec, product)
 
 
 def run_forecast(request: RunRequest) -> None:
@@ -141,95 +55,28 @@ def run_forecast(request: RunRequest) -> None:
     Communication:
         The ranks agree after each stage and each step, so that all stop together.
     """
-    setting = _prepare(request)
-    if request.resume and _is_finished(setting):
+    setting = prepare(request)
+    if request.resume and setting.is_finished():
+        for product in setting.products:
+            remove_leftovers(product.path)
         _log.info("%s: whole, nothing to do", ", ".join(str(p.path) for p in setting.products))
         return
     inputs = find_input(
         request.input,
         setting.folder,
         setting.manifest,
-        _lacking_inits(setting) if request.resume else request.init_times,
+        setting.lacking_inits() if request.resume else request.init_times,
         request.members,
     )
     plan = {"request": repr(request), "checkpoint": setting.manifest.digest}
-    mesh = make_mesh(request.mesh, setting.identity.device, plan)
+    mesh = make_mesh(request.degrees, setting.identity.device, plan)
     try:
         _run(request, setting, inputs, mesh)
     finally:
         close_mesh()
 
 
-def _prepare(request: RunRequest) -> _Setting:
-    """Checks everything that needs neither ranks nor input.
-
-    Raises:
-        ForecastError: The checkpoint, mesh, schedule, fields, keys or outputs are wrong.
-    """
-    folder = find_checkpoint(request.checkpoint)
-    manifest = read_manifest(folder)
-    config = manifest.architecture
-    config.check_mesh(request.mesh.get("domain", 1), request.mesh.get("tensor", 1))
-    starts = make_starts(request.init_times, request.members)
-    check_data_degree(request.mesh.get("data", 1), len(starts))
-    schedule = make_schedule(
-        request.lead_time,
-        request.output_frequency,
-        config.step_hours,
-        has_initial_state=request.write_initial_state,
-    )
-    fields = _output_fields(request, config)
-    products = resolve_outputs(
-        request.outputs,
-        request.init_times,
-        schedule.lead_times,
-        overwrite=request.overwrite,
-        resume=request.resume,
-        fields=fields,
-        members=request.members,
-    )
-    default = f"{manifest.name}/{DEFAULT_INPUT}"
-    spec = OutputSpec(
-        fields=fields,
-        grid=config.grid_object,
-        init_times=request.init_times,
-        lead_times=schedule.lead_times,
-        attributes=product_attributes(manifest, request.input or default),
-        grib_keys=grib_defaults(manifest) | spelled_out(request.grib_keys),
-        members=request.members,
-        num_members=request.num_members,
-    )
-    _check_side_files(request, folder, products)
-    check_keys(products, spec)
-    mesh = ",".join(f"{axis}={degree}" for axis, degree in request.mesh.items() if degree > 1)
-    identity = Identity(
-        request.precision,
-        request.weights,
-        mesh or "one rank",
-        choose_device(request.device),
-        request.regrid,
-    )
-    return _Setting(folder, manifest, schedule, starts, spec, tuple(products), identity)
-
-
-def _is_finished(setting: _Setting) -> bool:
-    """Whether every product is there and this run's."""
-    return all(_is_own_and_whole(setting, product) for product in setting.products)
-
-
-def _lacking_inits(setting: _Setting) -> list[np.datetime64]:
-    """The initial times with a product that is not there yet: only they need an input."""
-    lacking = [p for p in setting.products if not _is_own_and_whole(setting, p)]
-    needed = {init for product in lacking for init in product.init_times}
-    return [init for init in setting.spec.init_times if init in needed]
-
-
-def _is_own_and_whole(setting: _Setting, product: Product) -> bool:
-    record = read_record(product.path) if product.path.exists() else None
-    return record is not None and record.get("run") == setting.fingerprint(product)
-
-
-def _run(request: RunRequest, setting: _Setting, inputs: ResolvedInput, mesh: Mesh) -> None:
+def _run(request: RunRequest, setting: Setting, inputs: ResolvedInput, mesh: Mesh) -> None:
     meter = RunMeter(mesh)
     with ExitStack() as cleanup:
         stop = cleanup.enter_context(stop_on_signal())
@@ -240,7 +87,7 @@ def _run(request: RunRequest, setting: _Setting, inputs: ResolvedInput, mesh: Me
             mesh,
             run,
             SideChannel(mesh),
-            lambda product: history.record(product, setting.spec, meter.seconds),
+            lambda product: history.record(product, setting.fingerprint(product), meter.seconds),
         )
         cleanup.callback(products.close)
         try:
@@ -258,7 +105,7 @@ def _run(request: RunRequest, setting: _Setting, inputs: ResolvedInput, mesh: Me
         meter.write(request.report, _report_header(request, setting, rounds, history, mesh))
 
 
-def _take_up(request: RunRequest, setting: _Setting, mesh: Mesh, cleanup: ExitStack) -> RunProducts:
+def _take_up(request: RunRequest, setting: Setting, mesh: Mesh, cleanup: ExitStack) -> RunProducts:
     """Locks all products and finds out how far each is.
 
     Communication:
@@ -295,7 +142,7 @@ def _creator(product: Product, rounds: list[list[Start | None]], group_size: int
 
 def _make_rounds(
     request: RunRequest,
-    setting: _Setting,
+    setting: Setting,
     run: RunProducts,
     inputs: ResolvedInput,
     mesh: Mesh,
@@ -342,7 +189,7 @@ def _make_rounds(
 
 def _load_and_roll(
     request: RunRequest,
-    setting: _Setting,
+    setting: Setting,
     rounds: list[Round],
     products: Products,
     history: RunHistory,
@@ -376,7 +223,7 @@ def _load_and_roll(
         meter.ranks.output_seconds = asdict(pipeline.seconds) | asdict(products.seconds)
 
 
-def _load(request: RunRequest, setting: _Setting, mesh: Mesh, meter: RunMeter) -> LoadedModel:
+def _load(request: RunRequest, setting: Setting, mesh: Mesh, meter: RunMeter) -> LoadedModel:
     config = setting.manifest.architecture
     with meter.phase("load"):
         together(mesh, lambda: _check_memory(request, config, mesh))
@@ -401,7 +248,7 @@ def _load(request: RunRequest, setting: _Setting, mesh: Mesh, meter: RunMeter) -
 
 def _history(
     request: RunRequest,
-    setting: _Setting,
+    setting: Setting,
     run: RunProducts,
     inputs: ResolvedInput,
     mesh: Mesh,
@@ -420,7 +267,7 @@ def _history(
 
 def _report_header(
     request: RunRequest,
-    setting: _Setting,
+    setting: Setting,
     rounds: list[Round],
     history: RunHistory,
     mesh: Mesh,
@@ -432,6 +279,7 @@ def _report_header(
         "init": [str(time.astype("datetime64[s]")) for time in request.init_times],
         "members": list(request.members),
         "num_rollout_steps": setting.schedule.num_steps,
+        "scores": [str(product.path) for product in scores_products(setting.products)],
         "resumed_from": {str(leg.start): leg.first_step for leg in legs if leg.first_step},
         "mesh": mesh.degrees,
         "precision": request.precision,
@@ -456,42 +304,13 @@ def _check_memory(request: RunRequest, config: ModelConfig, mesh: Mesh) -> None:
     check_memory(mesh, config, workload, is_streamed=request.weights == "streamed")
 
 
-def _check_side_files(request: RunRequest, folder: Path, products: list[Product]) -> None:
-    """Refuses what could not be written after the forecast, or would be written over.
-
-    Raises:
-        OutputError: Names each.
-    """
-    problems = []
-    records = {record_path(product.path).absolute() for product in products}
-    for option, path in (("--report", request.report), ("--plot", request.plot)):
-        if path is None:
-            continue
-        if (reason := describe_unwritable(path.parent)) is not None:
-            problems.append(f"{option} {path}: {reason}")
-        if path.absolute() in records:
-            problems.append(f"{option} {path} is the record of a product; choose another name")
-    source = Path(request.input) if request.input is not None else folder / DEFAULT_INPUT
-    if source.exists():
-        problems += [
-            f"output {product.path} is the input; choose another --output"
-            for product in products
-            if product.path.exists() and product.path.samefile(source)
-        ]
-    if problems:
-        raise OutputError("\n".join(problems))
-
-
-def _output_fields(request: RunRequest, config: ModelConfig) -> tuple[Field, ...]:
-    available = (*config.prognostic_fields, *config.diagnostic_fields)
-    return available if request.variables is None else parse_fields(request.variables, available)
-
-
-def _draw(request: RunRequest, setting: _Setting) -> None:
+def _draw(request: RunRequest, setting: Setting) -> None:
     # matplotlib takes a second to import and most runs draw nothing
     from jigsaw_forecast.plot.forecast_maps import plot_forecast
 
     assert request.plot is not None
     notice = setting.manifest.notice or None
-    plot_forecast(setting.products[0].path, request.plot, notice=notice)
+    scores = scores_products(setting.products)
+    drawn = next(product for product in setting.products if product not in scores)
+    plot_forecast(drawn.path, request.plot, notice=notice)
     _log.info("drew %s", request.plot)

@@ -11,6 +11,11 @@ from pathlib import Path
 from jigsaw_forecast.errors import OutputError
 
 PARTIAL_SUFFIX = ".partial"
+# products that are folders: what they are, and files of which each holds one
+_FOLDERS = {
+    ".zarr": ("a zarr store", ("zarr.json", ".zgroup")),
+    ".scores": ("a folder of scores", ("protocol.json",)),
+}
 NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)  # as some network mounts answer
 
 
@@ -18,14 +23,14 @@ def refusal(path: Path, *, overwrite: bool) -> str | None:
     """Why nothing may be written under a final name, or None; does not test the folder.
 
     Only what a run could have written is ever replaced: a file by a file, a zarr store by a
-    zarr store.
+    zarr store, scores by scores.
     """
     if not os.path.lexists(path):
         return None
-    is_store = path.suffix == ".zarr"
-    if is_store and not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
-        return f"{path} exists and is not a zarr store; choose another name"
-    if not is_store and path.is_dir():
+    kind, files = _FOLDERS.get(path.suffix, ("", ()))
+    if kind and not any((path / name).exists() for name in files):
+        return f"{path} exists and is not {kind}; choose another name"
+    if not kind and path.is_dir():
         return f"{path} is a folder; choose another name"
     if not overwrite:
         return f"{path} exists; add --overwrite to replace it, or choose another name"

@@ -1,8 +1,10 @@
 """The products of a run while it goes on, as the output thread of each rank sees them."""
 
+import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,15 @@ import numpy.typing as npt
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.exchange import assign_units
 from jigsaw_forecast.forecast.output import open_writer, writer_kind
-from jigsaw_forecast.forecast.product import Mark, OutputSpec, Payload, Product, Slot, Writer
+from jigsaw_forecast.forecast.product import (
+    Mark,
+    OutputSpec,
+    Payload,
+    Product,
+    Slot,
+    Writer,
+    describe,
+)
 from jigsaw_forecast.forecast.record import (
     append_progress,
     done_line,
@@ -55,6 +65,7 @@ class Job:
 class OutputSeconds:
     """Where the time of an output thread goes."""
 
+    join: float = 0.0  # bands to whole maps
     encode: float = 0.0  # the rank's own fields; written too, in zarr stores
     append: float = 0.0  # collecting and writing files of one writer
     mark: float = 0.0  # agreeing that a lead time is done, and saying so
@@ -130,6 +141,7 @@ class Products:
             product.path: set(run.standings[product.path].marks) for product in self.waiting
         }
         self._open: dict[Path, Writer] = {}
+        self._sharing: dict[Path, set[int]] = {}  # ranks that write into a product's file
 
     def write(self, job: Job) -> None:
         """Writes a lead time of every model group, marks it as done, names what is whole.
@@ -151,10 +163,10 @@ class Products:
         failures: list[Exception] = []
         for product, slots in active:
             self._write_product(product, slots, own, job, failures)
-        with _timed(self.seconds, "restart"):
+        with self.timed("restart"):
             if job.restart is not None and job.normalised is not None:
                 _attempt(failures, lambda: self._save_restart(job))
-        with _timed(self.seconds, "mark"):
+        with self.timed("mark"):
             self._channel.together(lambda: _raise_first(failures))
             self._channel.together(lambda: self._mark(active))
             for product, slots in active:
@@ -164,6 +176,16 @@ class Products:
             for product, _ in active:
                 if len(self._done[product.path]) == len(product.slots):
                     self._finish(product)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to one of the seconds."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            before = getattr(self.seconds, name)
+            setattr(self.seconds, name, before + time.perf_counter() - began)
 
     def num_done(self) -> dict[Path, int]:
         """Lead times that are done, by product that has no name yet."""
@@ -200,6 +222,12 @@ class Products:
         if fresh:
             self._channel.together(lambda: self._open_as(fresh, is_creator=True))
             self._channel.together(lambda: self._open_as(fresh, is_creator=False))
+        for product in fresh:
+            # a rank shares the file where it sees the one that the creator has made
+            names = self._channel.texts(self._open[product.path].share())
+            of_creator = names[self.run.creators[product.path]]
+            sharing = [rank for rank, name in enumerate(names) if of_creator and name == of_creator]
+            self._sharing[product.path] = set(sharing)
 
     def _open_as(self, products: Sequence[Product], *, is_creator: bool) -> None:
         for product in products:
@@ -226,7 +254,7 @@ class Products:
     ) -> None:
         writer = self._open[product.path]
         payload: Payload = []
-        with _timed(self.seconds, "encode"):
+        with self.timed("encode"):
             if own in slots:
                 owners = self.run.owners(product, self._mesh.model.size)
                 maps = job.maps[owners]
@@ -236,11 +264,30 @@ class Products:
                     payload = made or []
         if writer.is_open_on_all_ranks:
             return
-        with _timed(self.seconds, "append"):
+        with self.timed("append"):
             for slot in slots:
                 pieces = payload if slot == own else []
-                whole = self._channel.collect(pieces, self.run.creators[product.path])
-                _attempt(failures, lambda slot=slot, whole=whole: writer.append(slot, whole))  # type: ignore[misc]
+                self._append(product, slot, pieces, failures)
+
+    def _append(
+        self, product: Product, slot: Slot, pieces: Payload, failures: list[Exception]
+    ) -> None:
+        """Puts the pieces of all ranks into a file, in the order of the fields."""
+        writer, creator = self._open[product.path], self.run.creators[product.path]
+        sharing = self._sharing[product.path]
+        if not sharing:
+            whole = self._channel.collect(pieces, creator)
+            _attempt(failures, lambda: writer.append(slot, whole))
+            return
+        tables = self._channel.texts(json.dumps(describe(pieces)))
+        table = sorted(
+            (number, size, crc) for text in tables for number, size, crc in json.loads(text)
+        )
+        own = pieces if self._channel.rank in sharing else []
+        if len(sharing) < self._channel.size:
+            others = [] if self._channel.rank in sharing else pieces
+            own = own + self._channel.collect(others, creator)
+        _attempt(failures, lambda: writer.write_at(slot, table, own))
 
     def _save_restart(self, job: Job) -> None:
         assert job.restart is not None
@@ -276,21 +323,6 @@ class Products:
             write_record(product.path, self._record(product))
             writer.publish()
             remove_progress(product.path)
-
-
-class _timed:
-    """Adds the time spent inside to one of the seconds."""
-
-    def __init__(self, seconds: OutputSeconds, name: str) -> None:
-        self._seconds = seconds
-        self._name = name
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        before = getattr(self._seconds, self._name)
-        setattr(self._seconds, self._name, before + time.perf_counter() - self._began)
 
 
 def _attempt(failures: list[Exception], action: Callable[[], Any]) -> Any:

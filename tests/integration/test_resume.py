@@ -113,6 +113,19 @@ def test_resume_ends_with_the_files_of_an_undisturbed_run(
     assert products(tmp_path) == undisturbed
 
 
+def test_resume_removes_what_a_run_killed_after_its_last_product_left(
+    run: Run, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert run() == (0, "")
+    state = tmp_path / ".f.zarr.restart" / "20260624T000000" / "step-00006"
+    state.mkdir(parents=True)
+    for name in (state / "rank-00000.safetensors", tmp_path / "f.nc.progress"):
+        name.write_bytes(b"left")
+    (tmp_path / ".f.nc.lock").touch()
+    assert run("--resume") == (0, "")
+    assert products(tmp_path) == undisturbed
+
+
 def test_resume_starts_afresh_where_nothing_is(
     run: Run, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:

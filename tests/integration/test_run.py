@@ -293,6 +293,42 @@ def test_report_and_picture_are_refused_before_the_forecast(refused: Callable[..
     assert "--plot nowhere/p.png" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("forecast.zarr", "is the product"),
+        ("forecast.zarr.json", "is the record of the product"),
+        ("forecast.zarr.progress", "is the progress of the product"),
+        ("forecast.zarr.partial", "is a part of the product"),
+        ("in.grib2", "is the input"),
+        ("folder", "is a folder"),
+    ],
+)
+def test_report_and_picture_do_not_take_the_names_of_other_files(
+    refused: Callable[..., str], tmp_path: Path, name: str, told: str
+) -> None:
+    source = inputs.write_grib(tmp_path / "in.grib2", whole_state())
+    (tmp_path / "folder").mkdir()
+    before = source.read_bytes()
+    for option in ("--report", "--plot"):
+        message = refused(option, tmp_path / name, "--input", source)
+        assert f"{option} {tmp_path / name} {told}" in message
+    assert source.read_bytes() == before
+
+
+def test_report_and_picture_are_two_files(refused: Callable[..., str], tmp_path: Path) -> None:
+    message = refused("--report", tmp_path / "r", "--plot", tmp_path / "r")
+    assert f"--plot {tmp_path / 'r'} is the file of --report" in message
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".zarr", "{lead:0300d}.nc", "zero\0byte.nc"])
+def test_names_that_the_system_does_not_take_are_refused(
+    refused: Callable[..., str], tmp_path: Path, name: str
+) -> None:
+    assert "output '" in refused("--output", f"{tmp_path}/{name}")
+    assert not list(tmp_path.iterdir())
+
+
 def test_output_frequency_that_loses_the_end_is_refused(refused: Callable[..., str]) -> None:
     assert "does not divide" in refused("--lead-time", "18h", "--output-frequency", "12h")
 

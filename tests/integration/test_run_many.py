@@ -156,6 +156,17 @@ def test_members_that_the_file_lacks_are_named(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_members_of_a_file_without_any_are_refused(
+    run: Callable[..., tuple[int, str]], three_times: Path, tmp_path: Path
+) -> None:
+    where = ("--init", INITS[0], "--input", three_times, "--output", tmp_path / "f.zarr")
+    code, message = run(*where, "--members", "2")
+    assert code == 2
+    assert "missing member 1: no field has an ensemble member" in message
+    assert list(tmp_path.iterdir()) == []
+    assert run(*where, "--members", "1") == (0, "")  # the control alone
+
+
 def read_keys(path: Path, *keys: str) -> list[tuple[int, ...]]:
     found = []
     with path.open("rb") as file:

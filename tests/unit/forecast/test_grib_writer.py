@@ -11,7 +11,7 @@ import pytest
 from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.output import open_writer
-from jigsaw_forecast.forecast.product import OutputSpec
+from jigsaw_forecast.forecast.product import OutputSpec, Slot, Writer, describe
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.state import State
 from tests.unit.forecast.made_up import FIELDS, INIT, PRECIPITATION, hours, make_spec, make_state
@@ -184,3 +184,58 @@ def test_constant_field_reads_back_exactly(tmp_path: Path) -> None:
     writer.finish()
     (keys,) = read_messages(tmp_path / "f.grib2", "max", "min")
     assert keys == {"max": 0.0, "min": 0.0}
+
+
+def open_pair(path: Path, spec: OutputSpec) -> tuple[Writer, Writer]:
+    creator = open_writer(path, spec, overwrite=False)
+    return creator, open_writer(path, spec, overwrite=False, is_creator=False)
+
+
+def test_ranks_of_one_host_write_their_own_messages_in_the_order_of_the_fields(
+    tmp_path: Path,
+) -> None:
+    spec = make_spec(lead_times=hours(6, 12))
+    whole = write_all(tmp_path / "one.grib2", spec)
+    ranks = open_pair(tmp_path / "two.grib2", spec)
+    assert ranks[0].share() == ranks[1].share() != ""
+    for lead in spec.lead_times:
+        slot = Slot.of(INIT, lead)
+        every = ranks[0].encode(make_state(spec, slot.lead_hours))
+        own = [[piece for piece in every if piece[0] % 2 == rank] for rank in (0, 1)]
+        table = describe(every)
+        for rank in (1, 0):  # whoever comes first
+            ranks[rank].write_at(slot, table, own[rank])
+        ranks[0].mark_done(INIT, lead)
+    ranks[1].seal()
+    ranks[0].finish()
+    assert (tmp_path / "two.grib2").read_bytes() == whole.read_bytes()
+    assert ranks[0].bytes_written + ranks[1].bytes_written == whole.stat().st_size
+    assert min(rank.bytes_written for rank in ranks) > 0
+
+
+def test_a_rank_that_does_not_see_the_file_shares_nothing(tmp_path: Path) -> None:
+    creator, other = open_pair(tmp_path / "f.grib2", make_spec())
+    (tmp_path / "f.grib2.partial").rename(tmp_path / "elsewhere")
+    assert creator.share() != ""
+    assert other.share() == ""
+    creator.abort()
+
+
+@pytest.mark.parametrize("place", [10, -10])
+def test_a_lead_time_with_a_flipped_bit_is_made_again(tmp_path: Path, place: int) -> None:
+    spec = make_spec(lead_times=hours(6, 12))
+    writer = open_writer(tmp_path / "f.grib2", spec, overwrite=False)
+    marks = {}
+    for lead in spec.lead_times:
+        writer.write(make_state(spec, int(lead / hours(1)[0])))
+        marks[Slot.of(INIT, lead)] = writer.mark_done(INIT, lead)
+    writer.abort(keep=True)
+    partial = tmp_path / "f.grib2.partial"
+    kind = type(writer)
+    assert kind.recover(partial, spec, marks) == list(marks)
+    content = bytearray(partial.read_bytes())
+    content[place] ^= 1
+    partial.write_bytes(content)
+    assert kind.recover(partial, spec, marks) == (list(marks)[:1] if place < 0 else [])
+    first = next(iter(marks.values()))["end_byte"]
+    assert partial.stat().st_size == (first if place < 0 else 0)

@@ -1,5 +1,6 @@
 """Claims about forecast stores, read back by xarray and by plain zarr."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,27 @@ def test_plain_open_zarr_gives_the_values_to_the_bit(tmp_path: Path, grid: Grid)
         if field.level_hpa:
             found = found.sel(level=field.level_hpa)
         assert np.array_equal(found.values, expected)
+
+
+@pytest.mark.parametrize("grid", [Grid(8, 16, has_poles=False), FINE])
+def test_chunks_are_zarrs_own_to_the_last_byte(tmp_path: Path, grid: Grid) -> None:
+    spec = make_spec(grid=grid)
+    write_all(tmp_path / "f.zarr", spec)
+    shutil.copytree(
+        tmp_path / "f.zarr", tmp_path / "again.zarr", ignore=shutil.ignore_patterns("c")
+    )
+    group = zarr.open_group(tmp_path / "f.zarr", mode="r")
+    again = zarr.open_group(tmp_path / "again.zarr", mode="r+")
+    for name in spec.variables:
+        array, copy = group[name], again[name]
+        assert isinstance(array, zarr.Array)
+        assert isinstance(copy, zarr.Array)
+        copy.with_config({"write_empty_chunks": True})[...] = array[...]
+        chunks = [path for path in (tmp_path / "f.zarr" / name / "c").rglob("*") if path.is_file()]
+        assert chunks
+        for chunk in chunks:
+            other = tmp_path / "again.zarr" / chunk.relative_to(tmp_path / "f.zarr")
+            assert chunk.read_bytes() == other.read_bytes()
 
 
 def test_plain_open_zarr_decodes_times_and_axes(tmp_path: Path) -> None:
