@@ -1,7 +1,7 @@
 """Reads an initial state on all ranks of a model group, each piece of the file once."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,33 +93,44 @@ class _Exchange:
 
         A rank that fails goes on exchanging, since the others wait for it.
         """
-        own, device = self.pieces[self.mesh.model.index], self.mesh.device
+        own_index, device = self.mesh.model.index, self.mesh.device
+        own = self.pieces[own_index]
         fields = held_fields(self.config, own)
         grid = self.config.grid_object
         num_rows = own.rows.stop - own.rows.start
         shape = (len(fields), num_rows, grid.num_lon)
         data = torch.full(shape, float("nan"), device=device)
         place = {field: index for index, field in enumerate(fields)}
-        failure: Exception | None = None
-        maps = _Maps(plan.maps(self.decoded[self.mesh.model.index]))
+        maps = _Maps(plan.maps(self.decoded[own_index]))
         most = max(len(share) for share in self.decoded)
         for first in range(0, most, ROUND_FIELDS):
             shares = [share[first : first + ROUND_FIELDS] for share in self.decoded]
-            outgoing = self._cut(shares[self.mesh.model.index], maps)
             incoming = [[field for field in share if field in place] for share in shares]
+            outgoing = self._cut(shares[own_index], maps, place, data)
+            incoming[own_index] = []  # is in its place
             shapes = [(len(names), num_rows, grid.num_lon) for names in incoming]
             received = all_to_all(self.mesh, [p.to(device) for p in outgoing], shapes, "model")
             for names, values in zip(incoming, received, strict=True):
                 for field, band in zip(names, values, strict=True):
                     data[place[field]] = band
         maps.finish()
-        failure = maps.failure
         zero = np.timedelta64(0, "s")
-        return State(data, fields, grid, init_time, zero, row_start=own.rows.start), failure
+        return State(data, fields, grid, init_time, zero, row_start=own.rows.start), maps.failure
 
-    def _cut(self, share: Sequence[Field], maps: "_Maps") -> list[torch.Tensor]:
-        """The rows that each rank needs of the next few maps, [F_k, Y_k, X] each."""
+    def _cut(
+        self,
+        share: Sequence[Field],
+        maps: "_Maps",
+        place: Mapping[Field, int],
+        data: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        """The rows that each other rank needs of the next few maps, [F_k, Y_k, X] each.
+
+        This rank's own go to their place in `data` at once.
+        """
+        own = self.mesh.model.index
         groups = [set(self.config.prognostic_fields[piece.fields]) for piece in self.pieces]
+        groups[own] = set()
         counts = [sum(field in group for field in share) for group in groups]
         num_lon = self.config.grid_object.num_lon
         parts = [
@@ -128,12 +139,21 @@ class _Exchange:
         ]
         filled = [0] * len(parts)
         for field, values in zip(share, itertools.islice(maps, len(share)), strict=True):
+            if field in place and values is not None:
+                _put(values[self.pieces[own].rows], data[place[field]])
             for rank, (group, piece) in enumerate(zip(groups, self.pieces, strict=True)):
                 if field in group:
                     if values is not None:
                         np.copyto(parts[rank][filled[rank]].numpy(), values[piece.rows])
                     filled[rank] += 1
         return parts
+
+
+def _put(values: Float32Array, target: torch.Tensor) -> None:
+    if target.device.type == "cpu":
+        np.copyto(target.numpy(), values)
+    else:
+        target.copy_(torch.from_numpy(values.copy()))  # a view may be read-only
 
 
 class _Maps:

@@ -107,7 +107,9 @@ def advance(
         That of the model's forward.
     """
     state, diagnostics = model(state, forcing)
-    physical = state[0] * norm.std + norm.mean
+    physical = (state[0] * norm.std).add_(norm.mean)
+    if diagnostics.shape[1] == 0:
+        return state, physical
     rain = (diagnostics[0] * norm.diagnostic_std + norm.diagnostic_mean).clamp_min(0.0)
     return state, torch.cat([physical, rain])
 

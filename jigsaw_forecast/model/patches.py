@@ -1,6 +1,6 @@
 """Both ends of the model: tokens from windows of the maps, and maps from tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -18,7 +18,7 @@ from jigsaw_forecast.model.sharded import (
     join,
 )
 from jigsaw_forecast.parallel.ends import embed, head
-from jigsaw_forecast.parallel.halo import add_rows, pad_rows
+from jigsaw_forecast.parallel.halo import add_rows, pad_maps
 from jigsaw_forecast.parallel.layout import Cut, Layout
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.parallel.products import Scheme
@@ -72,9 +72,9 @@ class PatchEmbed(ShardedModule):
         weights: Gathering,
         pieces: tuple[Tensor, ...],
         vectors: Mapping[str, Tensor],
-        maps: Tensor,
+        maps: Sequence[Tensor],
     ) -> Tensor:
-        """Tokens [B, N/domain, C/tensor] of state and forcing maps [B, F_j + G_j, Y_i, X]."""
+        """Tokens [B, N/domain, C/tensor] of state [B, F_j, Y_i, X] and forcing maps."""
         tokens = embed(scheme, weights, pieces, self._patches(maps))
         return tokens + (vectors[self.path + "bias"] + self.position)
 
@@ -84,12 +84,10 @@ class PatchEmbed(ShardedModule):
         super().make_resident()
         self.joined = join(self, ("state", "forcing"), 1)
 
-    def _patches(self, maps: Tensor) -> Tensor:
+    def _patches(self, groups: Sequence[Tensor]) -> Tensor:
         """Windows of all maps, [B, N/domain, maps x window points]."""
         overlap, (rows, columns) = self.config.overlap, self.config.patch
-        maps = pad_rows(self.mesh, overlap, maps)
-        if overlap:
-            maps = torch.cat([maps[..., -overlap:], maps, maps[..., :overlap]], dim=-1)
+        maps = pad_maps(self.mesh, overlap, groups)
         height, width = self.config.window
         windows = maps.unfold(2, height, rows).unfold(3, width, columns)
         batch, num_maps, token_rows, token_columns = windows.shape[:4]
@@ -151,7 +149,7 @@ class PatchHead(ShardedModule):
             for name in ("norm_scale", "norm_shift", "bias", "blend", "diagnostic_bias")
         )
         windows = head(scheme, weights, pieces, x, (scale, shift))
-        maps = self._overlap_add(windows) + torch.cat([bias, diagnostic_bias])[:, None, None]
+        maps = self._overlap_add(windows, torch.cat([bias, diagnostic_bias])[:, None, None])
         num_fields = bias.shape[0]
         return maps[:, :num_fields], maps[:, num_fields:], blend
 
@@ -161,27 +159,27 @@ class PatchHead(ShardedModule):
         super().make_resident()
         self.joined = join(self, ("state", "diagnostic"), 0)
 
-    def _overlap_add(self, windows: Tensor) -> Tensor:
-        """Maps [B, maps, Y_i, X] from windows [B, N/domain, maps x window points]."""
+    def _overlap_add(self, windows: Tensor, bias: Tensor) -> Tensor:
+        """Maps [B, maps, Y_i, X] from windows [B, maps x window points, N/domain], and a bias."""
         overlap, (rows, columns) = self.config.overlap, self.config.patch
-        batch, num_tokens, num_outputs = windows.shape
+        batch, num_outputs, num_tokens = windows.shape
         num_rows = num_tokens // self.config.token_columns * rows
         num_lon = self.config.grid_object.num_lon
         num_maps = num_outputs // (self.config.window[0] * self.config.window[1])
         if num_maps == 0:
-            return windows.reshape(batch, 0, num_rows, num_lon)  # of no maps, and in the graph
+            return windows.reshape(batch, 0, num_rows, num_lon) + bias  # none, but in the graph
         maps = F.fold(
-            windows.mT,
+            windows,
             (num_rows + 2 * overlap, num_lon + 2 * overlap),
             self.config.window,
             stride=(rows, columns),
         )
         if overlap:
-            inner = maps[..., overlap:-overlap].clone()
+            inner = maps[..., overlap:-overlap]
             inner[..., -overlap:] += maps[..., :overlap]
             inner[..., :overlap] += maps[..., -overlap:]
             maps = add_rows(self.mesh, overlap, inner)
-        return maps / self.count
+        return maps.div_(self.count).add_(bias)
 
     def _count(self) -> Tensor:
         """How many windows write each point of the band, shape [Y_i, X]."""

@@ -173,7 +173,7 @@ class WeatherMixer(nn.Module):
 
         vectors = self._gather_vectors()  # needed first: not to wait behind the matrices
         ahead = Lookahead([embedding, *itertools.chain(*mixing), heading])
-        maps = torch.cat([state, forcing], dim=1)
+        maps = state, forcing
         x = self.embed(scheme, embedding, ahead.pieces(embedding), vectors, maps)
         for block, (token, channel) in zip(self._blocks(), mixing, strict=True):
             x = block.mix_tokens(scheme, token, ahead.pieces(token), vectors, x)
@@ -182,7 +182,7 @@ class WeatherMixer(nn.Module):
         tendency, diagnostics, blend = self.head(scheme, heading, pieces, vectors, x)
         keep = (1.0 - blend)[:, None, None]
         scale = self.tendency_scale[:, None, None]
-        return torch.addcmul(state * keep, tendency, scale), diagnostics
+        return (state * keep).addcmul_(tendency, scale), diagnostics
 
     def set_tendency_scale(
         self, std: npt.NDArray[np.float32], tendency_std: npt.NDArray[np.float32]

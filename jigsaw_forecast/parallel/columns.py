@@ -47,11 +47,17 @@ class Columns:
             torch.mm(block.mT, x, out=part)
         return total
 
-    def of_rows(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+    def put_times_rows(self, rows: Tensor, out: Tensor) -> None:
+        """Puts `W rows^T` [m, k] for rows [k, n] into its place."""
+        parts = rows.split(self._widths, 1)
+        torch.mm(self.blocks[0], parts[0].mT, out=out)
+        for block, part in zip(self.blocks[1:], parts[1:], strict=True):
+            torch.addmm(out, block, part.mT, out=out)
+
+    def of_rows(self, rows: Tensor, bias: Tensor) -> Tensor:
         """`rows W^T + bias` [k, m] for rows [k, n] and bias [m]."""
         parts = rows.split(self._widths, 1)
-        first = self.blocks[0].mT
-        total = torch.mm(parts[0], first) if bias is None else torch.addmm(bias, parts[0], first)
+        total = torch.addmm(bias, parts[0], self.blocks[0].mT)
         for block, part in zip(self.blocks[1:], parts[1:], strict=True):
             torch.addmm(total, part, block.mT, out=total)
         return total

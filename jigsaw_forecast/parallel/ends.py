@@ -87,7 +87,7 @@ def embed(
 
 
 class _Head(Function):
-    """`norm(x) W^T` for this rank's fields."""
+    """`W norm(x)^T` for this rank's fields: tokens last, as the windows are added up from."""
 
     @staticmethod
     def forward(
@@ -103,20 +103,20 @@ class _Head(Function):
         parts = scheme.chunks(rows.shape[0], "tensor", weights)
         channels = GatheredChunks(parts, lambda part: gather_channels(scheme, rows[part]))
         (weight,) = weights.take()
-        result = x.new_empty((rows.shape[0], weight.blocks[0].shape[0]))
+        result = rows.new_empty((weight.blocks[0].shape[0], rows.shape[0]), dtype=scheme.dtype)
         for part in parts:
             normed = layer_norm(channels.take(), scale, shift)[0]
-            result[part] = weight.of_rows(normed)
+            weight.put_times_rows(normed, result[:, part])
         ctx.scheme, ctx.weights = scheme, weights
         ctx.save_for_backward(x, scale, shift)
-        return result.view(*x.shape[:2], -1) if result.numel() else x.new_empty((*x.shape[:2], 0))
+        return result.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         scheme, weights = ctx.scheme, ctx.weights
         x, scale, shift = ctx.saved_tensors
-        rows, grad_rows = x.flatten(0, 1), grad.flatten(0, 1).to(scheme.dtype)
+        rows, grad = x.flatten(0, 1), grad.to(scheme.dtype)
         parts = scheme.chunks(rows.shape[0], "tensor", weights)
         channels = GatheredChunks(parts, lambda part: gather_channels(scheme, rows[part]))
         weight = weights.take_one(0)
@@ -127,8 +127,8 @@ class _Head(Function):
         for index, part in enumerate(parts):
             chunk = channels.take()
             normed, mean, inverse_std = layer_norm(chunk, scale, shift)
-            grad_weight.add(grad_rows[part].mT, normed)
-            grad_normed = weight.back_to_rows(grad_rows[part])
+            grad_weight.add(grad[:, part], normed)
+            grad_normed = weight.back_to_rows(grad[:, part].mT)
             grad_chunk = norm_grads.through(grad_normed, chunk, mean, inverse_std)
             sums.add(part, scatter_columns(scheme.mesh, grad_chunk))
             if index == half(parts):
@@ -145,7 +145,7 @@ def head(
     x: Tensor,
     norm: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Windows [B, N/domain, K] of this rank's fields from the tokens.
+    """Windows [B, K, N/domain] of this rank's fields from the tokens.
 
     Args:
         scheme: How products run.
@@ -158,5 +158,6 @@ def head(
         Forward: gather of N/domain C over tensor. Backward: the gather again and a
         reduce-scatter. Weights over domain.
     """
-    result: Tensor = _Head.apply(scheme, weights, x, *norm, *pieces)
-    return result
+    by_token: Tensor = _Head.apply(scheme, weights, x, *norm, *pieces)
+    windows: Tensor = by_token.unflatten(1, x.shape[:2]).transpose(0, 1)
+    return windows

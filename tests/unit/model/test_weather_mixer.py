@@ -104,7 +104,7 @@ def test_columns_are_periodic() -> None:
     scheme, weights = Scheme(model.mesh, torch.float32), model.embed.gathering(torch.float32)
     vectors = dict(model.named_parameters())
     tokens, shifted = (
-        model.embed(scheme, weights, weights.pieces, vectors, each)
+        model.embed(scheme, weights, weights.pieces, vectors, each.split([len(CONFIG.fields), len(CONFIG.forcings)], 1))
         for each in (maps, maps.roll(4, -1))
     )
     by_column = tokens.unflatten(1, (24, 3)).roll(1, 2).flatten(1, 2)
@@ -114,8 +114,10 @@ def test_columns_are_periodic() -> None:
 def test_overlapping_windows_of_ones_add_up_to_ones() -> None:
     model = WeatherMixer(CONFIG, single_rank_mesh(), seed=0)
     height, width = CONFIG.window
-    windows = torch.ones(1, CONFIG.num_tokens, 3 * height * width)
-    torch.testing.assert_close(model.head._overlap_add(windows), torch.ones(1, 3, 48, 12))
+    windows = torch.ones(1, 3 * height * width, CONFIG.num_tokens)
+    bias = torch.tensor([0.0, 1.0, 2.0])[:, None, None]
+    maps = model.head._overlap_add(windows, bias)
+    torch.testing.assert_close(maps, torch.ones(1, 3, 48, 12) + bias)
 
 
 def test_mesh_that_does_not_divide_names_the_degrees_that_do() -> None:
