@@ -23,7 +23,10 @@ forecast: $(VENV)/.installed
 	@echo "Its maps: $(FORECAST).png"
 
 test: $(VENV)/.installed-test
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@failed=0; export OMP_NUM_THREADS=1; \
+	$(BIN)/python -m pytest -m alone || failed=1; \
+	$(BIN)/python -m pytest -m "not alone" --numprocesses 2 --dist loadfile || failed=1; \
+	exit $$failed
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -13,6 +13,8 @@ import xarray as xr
 from benchmarks.shaped_link import ADDRESSES, INTERFACE, Link, NotPermittedError, shaped_link
 from tests.integration import inputs
 
+pytestmark = pytest.mark.alone  # it stops ranks and waits for limits of time
+
 BIN = Path(sys.executable).parent
 TIMEOUT_S = 180
 RUN = ["run", "--init", "2026-06-24T00", "--lead-time", "12h", "--checkpoint", "made-up"]

@@ -15,6 +15,8 @@ import xarray as xr
 
 from tests.integration import inputs
 
+pytestmark = pytest.mark.alone  # it stops ranks and waits for limits of time
+
 ROOT = Path(__file__).resolve().parents[2]
 HOST = re.escape(platform.node())
 LIMIT_S = 240.0  # slow machines included

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone  # it stops ranks and waits for limits of time
+
 # The command `selfcheck --mesh` with its measurement replaced by a fault of one rank.
 PROGRAM = """
 import os, pathlib, signal, sys, time

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone  # it stops ranks and waits for limits of time
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 3
 SCRIPT = """

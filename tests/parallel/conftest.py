@@ -7,9 +7,12 @@ import pytest
 from tests.parallel.ranks import RankPool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ranks() -> Iterator[Callable[[int], RankPool]]:
-    """The pool of a world size, started when first asked for."""
+    """The pool of a world size, started when first asked for.
+
+    It ends with these tests: waiting ranks are not idle, Gloo looks a hundred times a second.
+    """
     pools: dict[int, RankPool] = {}
 
     def pool(world_size: int) -> RankPool:

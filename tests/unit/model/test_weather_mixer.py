@@ -104,7 +104,13 @@ def test_columns_are_periodic() -> None:
     scheme, weights = Scheme(model.mesh, torch.float32), model.embed.gathering(torch.float32)
     vectors = dict(model.named_parameters())
     tokens, shifted = (
-        model.embed(scheme, weights, weights.pieces, vectors, each.split([len(CONFIG.fields), len(CONFIG.forcings)], 1))
+        model.embed(
+            scheme,
+            weights,
+            weights.pieces,
+            vectors,
+            each.split([len(CONFIG.fields), len(CONFIG.forcings)], 1),
+        )
         for each in (maps, maps.roll(4, -1))
     )
     by_column = tokens.unflatten(1, (24, 3)).roll(1, 2).flatten(1, 2)
