@@ -155,7 +155,7 @@ def test_sigterm_saves_and_exits_3(folder: Path) -> None:
 
 # Ends itself, as on a lost node, in the run's first attempt only.
 DIES_ONCE = """
-import os, sys
+import os, sys, time
 from jigsaw_forecast.cli.main import main
 from jigsaw_forecast.train.reporting import Reporter
 
@@ -164,6 +164,10 @@ after_step = Reporter.after_step
 def dies(self, report):
     after_step(self, report)
     if report.step == 6 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        for _ in range(600):  # what is saved beside computing is whole, however slow the machine
+            if os.path.realpath("elastic/checkpoints/latest").endswith("step-00000004"):
+                break
+            time.sleep(0.05)
         os._exit(9)
 
 Reporter.after_step = dies
