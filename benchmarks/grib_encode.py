@@ -11,9 +11,7 @@ file, which is what the machine allows. Crews take turns, in one run.
 
 import argparse
 import json
-import multiprocessing
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from crew import Crew
 from plain_writers import lead_times, write_bare_grib
 from read_grib import INIT_TIME, amplitude_of, mean_of, waves
 
@@ -32,9 +31,9 @@ from jigsaw_forecast.forecast.product import OutputSpec, Slot
 from jigsaw_forecast.forecast.resume import Standing
 from jigsaw_forecast.forecast.writing import Job, Products, RunProducts
 from jigsaw_forecast.grid import Grid
-from jigsaw_forecast.parallel.collectives import barrier
 from jigsaw_forecast.parallel.mesh import close_mesh, make_mesh
 from jigsaw_forecast.parallel.side_channel import SideChannel
+from jigsaw_forecast.parallel.together import barrier
 from jigsaw_forecast.state import State
 
 BARE = 0  # the crew of one process that runs the bare loop; -P: of P that share its lead times
@@ -46,12 +45,18 @@ def main() -> None:
     options = parse()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="grib-encode-") as name:
         loops = [-number for number in options.ranks if number > 1]
-        crews = [Crew(number, Path(name), options) for number in (BARE, *loops, *options.ranks)]
+        crews = {
+            # a forkserver imports once
+            number: Crew(
+                max(abs(number), 1), serve, number, Path(name), options, method="forkserver"
+            )
+            for number in (BARE, *loops, *options.ranks)
+        }
         seconds: dict[int, list[float]] = {}
         for _ in range(options.repeats):
-            for crew in crews:
-                seconds.setdefault(crew.number, []).append(crew.measure())
-        for crew in crews:
+            for number, crew in crews.items():
+                seconds.setdefault(number, []).append(max(crew.ask("write")))
+        for crew in crews.values():
             crew.close()
     num_messages = options.leads * options.fields
     print(
@@ -88,49 +93,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Crew:
-    """Ranks that wait for orders."""
-
-    def __init__(self, number: int, folder: Path, options: argparse.Namespace) -> None:
-        """Starts them, as many as there are ranks, one for the bare loop."""
-        context = multiprocessing.get_context("forkserver")  # imports once
-        self.number = number
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self._connections: list[Connection] = []
-        self._processes = []
-        for rank in range(max(abs(number), 1)):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=serve, args=(theirs, rank, number, port, folder, options), daemon=True
-            )
-            process.start()
-            theirs.close()
-            self._connections.append(ours)
-            self._processes.append(process)
-        for connection in self._connections:
-            connection.recv()
-
-    def measure(self) -> float:
-        """Seconds until the last rank is done."""
-        for connection in self._connections:
-            connection.send(True)
-        return max(float(connection.recv()) for connection in self._connections)
-
-    def close(self) -> None:
-        """Ends them."""
-        for connection in self._connections:
-            connection.send(False)
-        for process in self._processes:
-            process.join()
-
-
 def serve(
     orders: Connection,
     rank: int,
-    num_ranks: int,
     port: int,
+    num_ranks: int,
     folder: Path,
     options: argparse.Namespace,
 ) -> None:
@@ -148,7 +115,7 @@ def serve(
     else:
         work = prepare_rank(num_ranks, folder, grid, fields, options.leads)
     orders.send("ready")
-    while orders.recv():
+    while orders.recv() is not None:
         orders.send(work())
     if num_ranks > 1:
         close_mesh()

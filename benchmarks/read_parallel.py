@@ -9,19 +9,20 @@ exchange do: every rank decodes every message and keeps its own piece.
 """
 
 import argparse
-import multiprocessing
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from crew import Crew
 from read_grib import INIT_TIME, write_state
 
+from jigsaw_forecast.data.grib import GribSource
 from jigsaw_forecast.data.initial_state import InitialStatePlan, plan_initial_state
 from jigsaw_forecast.data.source import open_source
 from jigsaw_forecast.fields import WEATHERBENCH_FIELDS, plausible_range
@@ -29,8 +30,8 @@ from jigsaw_forecast.forecast.initial import read_initial_state
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.sample import sample_pieces
-from jigsaw_forecast.parallel.collectives import barrier
 from jigsaw_forecast.parallel.mesh import Mesh, close_mesh, make_mesh
+from jigsaw_forecast.parallel.together import barrier
 
 SHARED, ALONE = "each message once, exchanged", "every rank decodes all"
 
@@ -46,13 +47,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.grib2"
         write_state(path, Grid.parse(arguments.grid))
-        crews = [Crew(number, path, arguments.grid) for number in numbers]
+        crews = {number: Crew(number, serve, number, path, arguments.grid) for number in numbers}
         seconds: dict[tuple[int, str], list[float]] = {}
+        decoded: dict[tuple[int, str], int] = {}
         for _ in range(arguments.repeats):
-            for crew in crews:
+            for number, crew in crews.items():
                 for way in (SHARED, ALONE):
-                    seconds.setdefault((crew.num_ranks, way), []).append(crew.measure(way))
-        for crew in crews:
+                    answers = crew.ask(way)
+                    seconds.setdefault((number, way), []).append(max(s for s, _ in answers))
+                    decoded[number, way] = sum(count for _, count in answers)
+        for crew in crews.values():
             crew.close()
     print(
         f"{len(WEATHERBENCH_FIELDS)} fields, {arguments.grid}, best of {arguments.repeats}, "
@@ -62,48 +66,11 @@ def main() -> None:
     one = best[numbers[0], SHARED] * numbers[0]
     print(f"{'ranks':>5} {'way':30} {'s':>6} {'times T1 / P':>13} {'decoded':>8}")
     for (number, way), value in best.items():
-        decoded = len(WEATHERBENCH_FIELDS) * (number if way == ALONE else 1)
-        print(f"{number:5} {way:30} {value:6.2f} {value / (one / number):13.2f} {decoded:8}")
+        count = decoded[number, way]
+        print(f"{number:5} {way:30} {value:6.2f} {value / (one / number):13.2f} {count:8}")
 
 
-class Crew:
-    """Ranks that wait for orders."""
-
-    def __init__(self, num_ranks: int, path: Path, grid: str) -> None:
-        """Starts them."""
-        context = multiprocessing.get_context("spawn")
-        self.num_ranks = num_ranks
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self._connections: list[Connection] = []
-        self._processes = []
-        for rank in range(num_ranks):
-            ours, theirs = context.Pipe()
-            arguments = (theirs, rank, num_ranks, port, path, grid)
-            process = context.Process(target=serve, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self._connections.append(ours)
-            self._processes.append(process)
-        for connection in self._connections:
-            connection.recv()
-
-    def measure(self, way: str) -> float:
-        """Seconds until the last rank has its piece."""
-        for connection in self._connections:
-            connection.send(way)
-        return max(float(connection.recv()) for connection in self._connections)
-
-    def close(self) -> None:
-        """Ends them."""
-        for connection in self._connections:
-            connection.send(None)
-        for process in self._processes:
-            process.join()
-
-
-def serve(orders: Connection, rank: int, num_ranks: int, port: int, path: Path, grid: str) -> None:
+def serve(orders: Connection, rank: int, port: int, num_ranks: int, path: Path, grid: str) -> None:
     """One rank."""
     environment = {"RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in environment.items()})
@@ -115,12 +82,22 @@ def serve(orders: Connection, rank: int, num_ranks: int, port: int, path: Path, 
         SHARED: lambda: read_initial_state(config, mesh, plan(config, path), INIT_TIME),
         ALONE: lambda: read_alone(config, mesh, plan(config, path)),
     }
+    decode = GribSource._decode
+    num_decoded = 0
+
+    def counted(source: GribSource, *arguments: Any, **options: Any) -> Any:
+        nonlocal num_decoded
+        num_decoded += 1
+        return decode(source, *arguments, **options)
+
+    GribSource._decode = counted  # type: ignore[method-assign]
     orders.send("ready")
     while (way := orders.recv()) is not None:
+        num_decoded = 0
         barrier(mesh)
         start_s = time.perf_counter()
         piece = ways[way]()
-        orders.send(time.perf_counter() - start_s)
+        orders.send((time.perf_counter() - start_s, num_decoded))
         del piece
     close_mesh()
 

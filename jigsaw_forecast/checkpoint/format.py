@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from math import prod
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -235,6 +235,46 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     raise CheckpointError(f"missing checkpoint {str(name)!r}: no {MANIFEST} in {listed}")
 
 
+class Sealed(Protocol):
+    """A manifest that holds the digest of its own content."""
+
+    digest: str
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self:
+        """Pydantic's own."""
+
+    def compute_digest(self) -> str:
+        """The sha256 of everything but `digest`."""
+
+
+SealedManifest = TypeVar("SealedManifest", bound=Sealed)
+
+
+def open_sealed(kind: type[SealedManifest], raw: Any, path: Path, remedy: str) -> SealedManifest:
+    """A manifest out of what its file holds.
+
+    Args:
+        kind: Which manifest.
+        raw: The file's content, of a version that is read.
+        path: The file.
+        remedy: What to do where it is altered.
+
+    Raises:
+        CheckpointError: Its content is not what a manifest holds, or is not what was sealed.
+    """
+    try:
+        manifest = kind.model_validate(raw)
+    except ValidationError as error:
+        details = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+        )
+        raise CheckpointError(f"{path}: {details}") from error
+    if manifest.digest != manifest.compute_digest():
+        raise CheckpointError(f"{path} is altered: its digest is not that of its content; {remedy}")
+    return manifest
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint, checked for version and for paths that leave the folder.
 
@@ -253,17 +293,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{' and '.join(map(str, READABLE_VERSIONS))}; "
             "export the checkpoint again or use the program version that wrote it"
         )
-    try:
-        manifest = Manifest.model_validate(raw)
-    except ValidationError as error:
-        details = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
-        )
-        raise CheckpointError(f"{path}: {details}") from error
-    if manifest.digest != manifest.compute_digest():
-        raise CheckpointError(
-            f"{path} is altered: its digest is not that of its content; copy it again"
-        )
+    manifest = open_sealed(Manifest, raw, path, "copy it again")
     outside = [shard for shard in manifest.shards if shard != PurePath(shard).name or shard == ".."]
     unknown = sorted(
         {shard for record in manifest.tensors.values() for shard in record.shards}

@@ -22,9 +22,9 @@ from jigsaw_forecast.checkpoint.progress import ByteProgress
 from jigsaw_forecast.checkpoint.reader import CheckpointReader, Damage, describe_damages
 from jigsaw_forecast.model.sharded import ShardedModule
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
-from jigsaw_forecast.parallel.collectives import gather_texts, together
 from jigsaw_forecast.parallel.layout import split_range
 from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.together import gather_texts, together
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from jigsaw_forecast.errors import CheckpointError
 from jigsaw_forecast.fields import Field, plausible_range
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
-from jigsaw_forecast.parallel.collectives import all_to_all, together
+from jigsaw_forecast.parallel.collectives import all_to_all
 from jigsaw_forecast.parallel.layout import Layout
+from jigsaw_forecast.parallel.together import together
 
 PLAUSIBLE_DEVIATIONS = 8.0
 DEFAULT_LICENCE = "Apache-2.0"

@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from jigsaw_forecast.checkpoint.format import MANIFEST as MODEL_MANIFEST
-from jigsaw_forecast.checkpoint.format import ShardRecord, damaged_shards, file_digest
+from jigsaw_forecast.checkpoint.format import ShardRecord, damaged_shards, file_digest, open_sealed
 from jigsaw_forecast.errors import CheckpointError
 
 FORMAT_VERSION = 1
@@ -132,17 +132,7 @@ def read_training_manifest(folder: Path) -> TrainingManifest:
             f"{path}: format version {version}, this program reads {FORMAT_VERSION}; go on with "
             "the version that wrote it"
         )
-    try:
-        manifest = TrainingManifest.model_validate(raw)
-    except ValidationError as error:
-        details = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
-        )
-        raise CheckpointError(f"{path}: {details}") from error
-    if manifest.digest != manifest.compute_digest():
-        raise CheckpointError(
-            f"{path} is altered: its digest is not that of its content; {_REMEDY}"
-        )
+    manifest = open_sealed(TrainingManifest, raw, path, _REMEDY)
     outside = [
         name
         for name in manifest.files

@@ -1,5 +1,6 @@
 """Fields in labelled arrays: what netCDF files and zarr stores have in common."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class _Place:
     member: int
 
 
-class ArraySource:
+class ArraySource(ABC):
     """Labelled arrays as a source of fields; children load the values."""
 
     def __init__(self, path: Path, dataset: xr.Dataset) -> None:
@@ -87,9 +88,9 @@ class ArraySource:
             if _is_field(dataset, dataset[name])
         ]
 
+    @abstractmethod
     def _load(self, array: FieldArray, selection: Selection) -> npt.NDArray[np.floating]:
         """Decoded values of part of an array, missing points NaN; integers drop their dims."""
-        raise NotImplementedError
 
     def records(self) -> list[FieldRecord]:
         """All fields: each array at each time, lead time, level and member."""

@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def default_threads() -> int:
     return max(1, min((num_cores or 1) // num_local_ranks, MAX_THREADS))
 
 
-class Store:
+class Store(ABC):
     """Weather of many times on one grid, read as fields of a latitude band.
 
     Children set the attributes and read.
@@ -129,9 +130,9 @@ class Store:
     bytes_read: int = 0
 
     @property
+    @abstractmethod
     def disk_bytes_read(self) -> int:
         """Bytes taken from files so far."""
-        raise NotImplementedError
 
     @property
     def num_rows(self) -> int:
@@ -139,18 +140,19 @@ class Store:
         return self.grid.num_lat
 
     @property
+    @abstractmethod
     def digest(self) -> str:
         """Tells this data set from any other."""
-        raise NotImplementedError
 
+    @abstractmethod
     def static(self, name: str) -> Array:
         """A variable without time, shape [rows held, X], north to south.
 
         Raises:
             DataError: The store does not hold it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def read_into(
         self,
         out: Array,
@@ -171,7 +173,6 @@ class Store:
         Raises:
             DataError: Values cannot be read, are missing or implausible; lists which.
         """
-        raise NotImplementedError
 
     def read(self, indices: Indices, fields: Sequence[Field], rows: slice) -> Array:
         """Values at some times, shape [T, F, Y, X]; arguments and errors as `read_into`."""

@@ -21,8 +21,8 @@ from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.sample import Pieces
-from jigsaw_forecast.parallel.collectives import together
 from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.together import together
 
 __all__ = ["Batch", "ReadAhead", "SampleOrder", "TrainingSet"]
 

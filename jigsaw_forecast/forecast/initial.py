@@ -14,8 +14,9 @@ from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.exchange import assign_units, held_fields
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.sample import Pieces, sample_pieces
-from jigsaw_forecast.parallel.collectives import all_to_all, together
+from jigsaw_forecast.parallel.collectives import all_to_all
 from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.together import together
 from jigsaw_forecast.state import State
 
 # Fields that each rank decodes between two exchanges: buffers stay small against the state, and

@@ -13,8 +13,8 @@ from jigsaw_forecast.data.source import InitialStatePlan, plan_initial_state
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import Field, plausible_range
 from jigsaw_forecast.forecast.schedule import Start
-from jigsaw_forecast.parallel.collectives import gather_texts
 from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.together import gather_texts
 from jigsaw_forecast.state import State
 
 DEFAULT_INPUT = "initial.zarr"

@@ -13,9 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jigsaw_forecast.errors import OutputError
-from jigsaw_forecast.parallel.collectives import gather_texts, together
 from jigsaw_forecast.parallel.memory import peak_memory_bytes
 from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.together import gather_texts, together
 
 PHASES = ("start", "load", "read", "rollout", "write")
 

@@ -33,8 +33,8 @@ from jigsaw_forecast.forecast.staging import (
     remove_if_possible,
     reported,
 )
-from jigsaw_forecast.parallel.collectives import gather_texts, together
 from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.together import gather_texts, together
 
 _log = logging.getLogger(__name__)
 OTHER_OPEN_FILES = 512  # sockets, shards, what is being written

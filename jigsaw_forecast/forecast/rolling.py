@@ -38,8 +38,8 @@ from jigsaw_forecast.forecast.stopping import (
 )
 from jigsaw_forecast.forecast.writing import Products
 from jigsaw_forecast.log import Progress
-from jigsaw_forecast.parallel.collectives import together
 from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.together import together
 from jigsaw_forecast.parallel.watch import note
 from jigsaw_forecast.state import State
 

@@ -35,9 +35,9 @@ from jigsaw_forecast.forecast.scores_writer import scores_products
 from jigsaw_forecast.forecast.stopping import AgreedStop, Deadline, StopSignal, stop_on_signal
 from jigsaw_forecast.forecast.writing import Products, RunProducts
 from jigsaw_forecast.model.config import ModelConfig
-from jigsaw_forecast.parallel.collectives import gather_texts, together
 from jigsaw_forecast.parallel.mesh import Mesh, close_mesh, make_mesh
 from jigsaw_forecast.parallel.side_channel import SideChannel
+from jigsaw_forecast.parallel.together import gather_texts, together
 from jigsaw_forecast.plan.memory import BASE_BYTES, check_memory
 from jigsaw_forecast.plan.meshes import Workload
 

@@ -13,8 +13,8 @@ import torch
 
 from jigsaw_forecast.errors import StoppedError
 from jigsaw_forecast.fields import Field
-from jigsaw_forecast.parallel.collectives import gather_texts
 from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.together import gather_texts
 from jigsaw_forecast.state import State
 
 _log = logging.getLogger(__name__)

@@ -6,14 +6,12 @@ backend. Sums of bfloat16 are added in float32. Meta tensors are counted and go 
 how `plan` looks at a mesh that does not exist.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from jigsaw_forecast import errors
 from jigsaw_forecast.parallel.accounting import Kind, Operation
 from jigsaw_forecast.parallel.mesh import Axis, Mesh
 from jigsaw_forecast.parallel.watch import waiting
@@ -21,7 +19,7 @@ from jigsaw_forecast.parallel.watch import waiting
 Result = TypeVar("Result")
 
 # torch 2.13 renamed it; the old name warns there, the new one is missing before
-_all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 class Pending(Generic[Result]):
@@ -175,7 +173,7 @@ def _start_gather(
     group = axis.group_for(kind)
     works: list[dist.Work] = []
     if own.is_cuda and whole is not None:
-        works = [_all_gather_single(_bytes(whole), _bytes(own), group=group, async_op=True)]
+        works = [all_gather_single(_bytes(whole), _bytes(own), group=group, async_op=True)]
     elif own.is_cuda:
         flat = [_bytes(slot) for slot in slots]
         works = [dist.all_gather(flat, _bytes(own), group=group, async_op=True)]
@@ -355,81 +353,6 @@ def all_reduce_sum(tensor: torch.Tensor, axes: Sequence[Axis]) -> torch.Tensor:
             work = dist.all_reduce(tensor, group=axis.group, async_op=True)
             _finish([work], f"all-reduce over {axis.name}")
     return tensor
-
-
-def gather_texts(mesh: Mesh, text: str) -> list[str]:
-    """One text from every rank of the run, in rank order; without pickle.
-
-    Communication:
-        Two all-gathers over all ranks.
-    """
-    if mesh.size == 1:
-        return [text]
-    payload = torch.frombuffer(bytearray(json.dumps(text).encode()), dtype=torch.uint8)
-    payload = payload.to(mesh.device)
-    lengths = torch.zeros(mesh.size, dtype=torch.int64, device=mesh.device)
-    own = torch.tensor([payload.numel()], dtype=torch.int64, device=mesh.device)
-    with waiting("gather of texts"):
-        _all_gather_single(lengths, own)
-        longest = int(lengths.max())  # on a GPU it is this that waits
-    padded = torch.zeros(longest, dtype=torch.uint8, device=mesh.device)
-    padded[: payload.numel()] = payload
-    gathered = torch.empty(mesh.size * longest, dtype=torch.uint8, device=mesh.device)
-    with waiting("gather of texts"):
-        _all_gather_single(gathered, padded)
-        rows = gathered.view(mesh.size, longest).cpu()
-    return [
-        json.loads(bytes(row[: int(length)].tolist()).decode())
-        for row, length in zip(rows, lengths.cpu(), strict=True)
-    ]
-
-
-def together(mesh: Mesh, action: Callable[[], Result]) -> Result:
-    """Runs an action on every rank; where it fails on any, every rank raises.
-
-    The action itself must not communicate: a rank that fails in it would leave the others waiting.
-
-    Raises:
-        ForecastError: An action raised one: the first failing rank's kind on every rank, with
-            every different message. `StoppedError` likewise.
-        RuntimeError: Another rank failed in an unexpected way; that rank raises its own error.
-
-    Communication:
-        One gather of texts over all ranks.
-    """
-    failure: Exception | None = None
-    result: Result | None = None
-    try:
-        result = action()
-    except Exception as error:  # noqa: BLE001  raised again below, after the others know of it
-        failure = error
-    own = {"kind": _error_name(failure), "text": str(failure)} if failure else {}
-    gathered = [json.loads(text) for text in gather_texts(mesh, json.dumps(own))]
-    failures = [(rank, found) for rank, found in enumerate(gathered) if found]
-    if not failures:
-        return result  # type: ignore[return-value]  # no failure: the action returned
-    known = (errors.ForecastError, errors.StoppedError)
-    if failure is not None and not isinstance(failure, known):
-        raise failure
-    for rank, found in failures:
-        kind = getattr(errors, found["kind"], None)
-        if kind is None:
-            raise RuntimeError(f"rank {rank} failed: {found['kind']}: {found['text']}")
-    kind = getattr(errors, failures[0][1]["kind"])
-    raise kind("\n".join(dict.fromkeys(found["text"] for _, found in failures))) from failure
-
-
-def _error_name(failure: Exception) -> str:
-    """The name by which the other ranks know an error: that of its nearest class in `errors`."""
-    names = [kind.__name__ for kind in type(failure).__mro__ if kind.__module__ == errors.__name__]
-    return names[0] if names else type(failure).__name__
-
-
-def barrier(mesh: Mesh) -> None:
-    """Waits until every rank of the run is here."""
-    if mesh.size > 1:
-        with waiting("barrier"):
-            dist.barrier()
 
 
 def _start_point_to_point(

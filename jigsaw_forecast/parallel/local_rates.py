@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from jigsaw_forecast.errors import MeshError
-from jigsaw_forecast.parallel.collectives import barrier
 from jigsaw_forecast.parallel.mesh import Mesh, close_mesh, make_mesh, single_rank_mesh
 from jigsaw_forecast.parallel.rates import axis_rates, matrix_rate
+from jigsaw_forecast.parallel.together import barrier
 
 _NUM_SMALL_MESSAGES = 20
 _VECTOR_LENGTH = 1 << 23  # 32 MB of float32: beyond any cache

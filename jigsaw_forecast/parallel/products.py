@@ -278,9 +278,9 @@ def _pass_back(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Backward through a pair of matrices; returns the gradients of their pieces.
 
-    One pass for W2, then one for W1, so that never more than three matrices and gradients of
-    gathered size are here at once. Where no hidden features were kept, making them takes W1 and
-    the input as well, and both passes are one.
+    One pass for W2, then one for W1, so that the gathered matrices and gradients that are here at
+    once take no more than two layers' gathered weights. Where no hidden features were kept, making
+    them takes W1 and the input as well, and both passes are one.
 
     Args:
         weights: W1 and W2.

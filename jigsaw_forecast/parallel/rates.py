@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 
 from jigsaw_forecast.parallel.accounting import Traffic
-from jigsaw_forecast.parallel.collectives import all_gather, all_reduce_sum, barrier, gather_texts
+from jigsaw_forecast.parallel.collectives import all_gather, all_reduce_sum
 from jigsaw_forecast.parallel.mesh import AXIS_NAMES, Mesh
+from jigsaw_forecast.parallel.together import barrier, gather_texts
 from jigsaw_forecast.parallel.watch import note, waiting
 
 _MATRIX_SIZE = 2048

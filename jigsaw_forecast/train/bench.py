@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from jigsaw_forecast.data.training_set import Batch
 from jigsaw_forecast.forecast.rollout import advance, blank_inputs, num_in
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
-from jigsaw_forecast.parallel.collectives import all_reduce_sum, barrier
+from jigsaw_forecast.parallel.collectives import all_reduce_sum
 from jigsaw_forecast.parallel.memory import peak_memory_bytes
+from jigsaw_forecast.parallel.together import barrier
 from jigsaw_forecast.train.loss import loss_weights, rollout_loss
 from jigsaw_forecast.train.optimizer import AveragedWeights
 from jigsaw_forecast.train.weighting import LossWeighting

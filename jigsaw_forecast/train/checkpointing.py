@@ -40,9 +40,9 @@ from jigsaw_forecast.checkpoint.writer import CheckpointWriter
 from jigsaw_forecast.data.statistics import Statistics
 from jigsaw_forecast.errors import CheckpointError, StoppedError
 from jigsaw_forecast.parallel.background import Background, gather_on_first_rank, make_background
-from jigsaw_forecast.parallel.collectives import gather_texts, together
 from jigsaw_forecast.parallel.layout import split_range
 from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.together import gather_texts, together
 from jigsaw_forecast.train.output import TrainOutput
 from jigsaw_forecast.train.schema import TrainRecipe
 from jigsaw_forecast.train.state import TrainState

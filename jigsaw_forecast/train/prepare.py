@@ -10,8 +10,8 @@ from jigsaw_forecast.data.training_set import Batch, SampleOrder, TrainingSet
 from jigsaw_forecast.data.weather_store import Period
 from jigsaw_forecast.log import Progress
 from jigsaw_forecast.model.weather_mixer import WeatherMixer
-from jigsaw_forecast.parallel.collectives import gather_texts, together
 from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.together import gather_texts, together
 from jigsaw_forecast.train.bench import blank_batch
 from jigsaw_forecast.train.checkpointing import Checkpoints, Origin, go_on
 from jigsaw_forecast.train.data_check import statistics_origin

@@ -114,8 +114,3 @@ def _wrap(loss: RolloutLoss, mesh: Mesh) -> DistributedDataParallel:
         mesh, lambda state, bucket: average_in_future(state, bucket.buffer())
     )
     return wrapped
-
-
-def over_replicas(loss: RolloutLoss, mesh: Mesh) -> ReplicatedLoss:
-    """The loss over all data replicas; see `ReplicatedLoss`."""
-    return ReplicatedLoss(loss, mesh)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jigsaw_forecast.checkpoint.training import read_training_manifest
 from jigsaw_forecast.errors import ForecastError, MeshError, StoppedError
-from jigsaw_forecast.parallel.collectives import gather_texts, together
 from jigsaw_forecast.parallel.mesh import Mesh, choose_device, make_mesh
+from jigsaw_forecast.parallel.together import gather_texts, together
 from jigsaw_forecast.recipe import load_recipe
 from jigsaw_forecast.train.data_check import check_data
 from jigsaw_forecast.train.loop import train

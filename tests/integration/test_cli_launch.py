@@ -36,7 +36,7 @@ def act(degrees, device):
     if what == "count threads":
         (folder / f"{rank}.threads").write_text(os.environ["OMP_NUM_THREADS"])
         os._exit(0)
-    from jigsaw_forecast.parallel.collectives import barrier
+    from jigsaw_forecast.parallel.together import barrier
     from jigsaw_forecast.parallel.mesh import close_mesh, make_mesh
     mesh = make_mesh(degrees)
     if rank == 1 and what == "one refuses":

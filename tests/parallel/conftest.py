@@ -11,7 +11,7 @@ from tests.parallel.ranks import RankPool
 def ranks() -> Iterator[Callable[[int], RankPool]]:
     """The pool of a world size, started when first asked for.
 
-    It ends with these tests: waiting ranks are not idle, Gloo looks a hundred times a second.
+    It ends with these tests: a rank that waits is not idle, its groups' threads look for work.
     """
     pools: dict[int, RankPool] = {}
 

@@ -10,8 +10,8 @@ from jigsaw_forecast.errors import ForecastError
 from jigsaw_forecast.fields import Field, plausible_range
 from jigsaw_forecast.forecast.initial import read_initial_state
 from jigsaw_forecast.model.config import ModelConfig
-from jigsaw_forecast.parallel.collectives import together
 from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.together import together
 
 INIT = np.datetime64("2026-06-24T00", "s")
 CONFIG = ModelConfig(

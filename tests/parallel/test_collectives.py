@@ -6,14 +6,9 @@ import pytest
 import torch
 
 from jigsaw_forecast import errors
-from jigsaw_forecast.parallel.collectives import (
-    all_gather,
-    all_to_all,
-    gather_texts,
-    reduce_scatter,
-    together,
-)
+from jigsaw_forecast.parallel.collectives import all_gather, all_to_all, reduce_scatter
 from jigsaw_forecast.parallel.mesh import Mesh, single_rank_mesh
+from jigsaw_forecast.parallel.together import gather_texts, together
 from tests.parallel.ranks import RankPool
 
 

@@ -9,7 +9,7 @@ import torch
 from jigsaw_forecast.data.training_set import Batch
 from jigsaw_forecast.parallel.mesh import Mesh, single_rank_mesh
 from jigsaw_forecast.train.loss import LossWeights, loss_weights
-from jigsaw_forecast.train.replicas import RolloutLoss, over_replicas
+from jigsaw_forecast.train.replicas import ReplicatedLoss, RolloutLoss
 from jigsaw_forecast.train.weighting import LossWeighting
 from tests.parallel import cases
 from tests.parallel.ranks import RankPool
@@ -38,7 +38,7 @@ def gradients(mesh: Mesh, recompute: bool) -> tuple[dict[str, cases.Piece], int]
         parts[name] = whole[own, :, group, pieces.rows]
     weights = loss_weights(config, pieces, LossWeighting(), mesh.device)
     weights = LossWeights(*(part.double() for part in weights))
-    loss = over_replicas(RolloutLoss(model, weights, recompute=recompute), mesh)
+    loss = ReplicatedLoss(RolloutLoss(model, weights, recompute=recompute), mesh)
     for _ in range(2):  # the second backward has the buckets of the first one's order
         model.zero_grad()
         mesh.traffic.reset()

@@ -14,29 +14,18 @@ from jigsaw_forecast.parallel.mesh import Mesh, single_rank_mesh
 from jigsaw_forecast.train import prepare
 from jigsaw_forecast.train.run import train_recipe
 from jigsaw_forecast.train.schema import TrainRecipe
-from tests.unit.train.made_up import read_tensors, write_recipe, write_store
+from tests.unit.train.made_up import MODEL, read_tensors, write_recipe, write_store
 
-TWENTY_STEPS = """
+TWENTY_STEPS = f"""
 seed = 4
 
 [data]
-path = "{store}"
+path = "{{store}}"
 train = "2020-01-01/2020-01-20"
 validation = "2020-01-21/2020-01-31"
-statistics = "{statistics}"
+statistics = "{{statistics}}"
 
-[model]
-grid = "16x8"
-fields = ["z500", "t500", "2t"]
-diagnostics = ["tp"]
-forcings = ["land_sea_mask", "insolation", "sin_longitude"]
-patch = [4, 4]
-overlap = 1
-channels = 8
-token_hidden = 8
-channel_hidden = 16
-num_blocks = 2
-
+{MODEL.replace("num_blocks = 1", "num_blocks = 2")}
 [train]
 global_batch_size = 4
 precision = "float64"

@@ -18,14 +18,7 @@ FIELDS = (
     Field("total_precipitation_6hr"),
 )
 
-RECIPE = """
-seed = 4
-
-[data]
-path = "{store}"
-train = "2020-01-01/2020-01-20"
-validation = "2020-01-21/2020-01-31"
-
+MODEL = """
 [model]
 grid = "16x8"
 fields = ["z500", "t500", "2t"]
@@ -37,7 +30,16 @@ channels = 8
 token_hidden = 8
 channel_hidden = 16
 num_blocks = 1
+"""
+RECIPE = f"""
+seed = 4
 
+[data]
+path = "{{store}}"
+train = "2020-01-01/2020-01-20"
+validation = "2020-01-21/2020-01-31"
+
+{MODEL}
 [train]
 global_batch_size = 4
 precision = "float32"
