@@ -107,11 +107,12 @@ def advance(
         That of the model's forward.
     """
     state, diagnostics = model(state, forcing)
-    physical = (state[0] * norm.std).add_(norm.mean)
-    if diagnostics.shape[1] == 0:
-        return state, physical
-    rain = (diagnostics[0] * norm.diagnostic_std + norm.diagnostic_mean).clamp_min(0.0)
-    return state, torch.cat([physical, rain])
+    num_fields, num_diagnostics = state.shape[1], diagnostics.shape[1]
+    physical = state.new_empty((num_fields + num_diagnostics, *state.shape[2:]))
+    torch.addcmul(norm.mean, state[0], norm.std, out=physical[:num_fields])
+    rain = diagnostics[0] * norm.diagnostic_std + norm.diagnostic_mean
+    torch.clamp_min(rain, 0.0, out=physical[num_fields:])
+    return state, physical
 
 
 def blank_inputs(model: WeatherMixer) -> tuple[Normalisation, torch.Tensor, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Both ends of the model: tokens from windows of the maps, and maps from tokens."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from jigsaw_forecast.model.sharded import (
     join,
 )
 from jigsaw_forecast.parallel.ends import embed, head
-from jigsaw_forecast.parallel.halo import add_rows, pad_maps
+from jigsaw_forecast.parallel.halo import overlap_mean, pad_maps
 from jigsaw_forecast.parallel.layout import Cut, Layout
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.parallel.products import Scheme
@@ -85,15 +86,29 @@ class PatchEmbed(ShardedModule):
         self.joined = join(self, ("state", "forcing"), 1)
 
     def _patches(self, groups: Sequence[Tensor]) -> Tensor:
-        """Windows of all maps, [B, N/domain, maps x window points]."""
+        """Windows of all maps, [B, N/domain, maps x window points]; one copy after the padding."""
         overlap, (rows, columns) = self.config.overlap, self.config.patch
-        maps = pad_maps(self.mesh, overlap, groups)
+        padded = [pad_maps(self.mesh, overlap, groups)] if overlap else groups
         height, width = self.config.window
-        windows = maps.unfold(2, height, rows).unfold(3, width, columns)
-        batch, num_maps, token_rows, token_columns = windows.shape[:4]
-        return windows.permute(0, 2, 3, 1, 4, 5).reshape(
-            batch, token_rows * token_columns, num_maps * height * width
-        )
+        windows = [maps.unfold(2, height, rows).unfold(3, width, columns) for maps in padded]
+        by_token = torch.cat([each.permute(0, 2, 3, 1, 4, 5) for each in windows], 3)
+        return by_token.flatten(3).flatten(1, 2)
+
+
+class HeadMaps(NamedTuple):
+    """What the head makes of the tokens, for the local fields.
+
+    Attributes:
+        tendency: Maps of the tendencies but for their bias, [B, F_j, Y_i, X].
+        bias: Of the tendencies, [F_j].
+        blend: Share of the state that is not kept, [F_j].
+        diagnostics: Maps with their bias, [B, D_j, Y_i, X].
+    """
+
+    tendency: Tensor
+    bias: Tensor
+    blend: Tensor
+    diagnostics: Tensor
 
 
 class PatchHead(ShardedModule):
@@ -142,16 +157,17 @@ class PatchHead(ShardedModule):
         pieces: tuple[Tensor, ...],
         vectors: Mapping[str, Tensor],
         x: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tendency maps, diagnostic maps and the blend of each local field."""
+    ) -> HeadMaps:
+        """Maps of the local fields [B, F_j, Y_i, X] and diagnostics [B, D_j, Y_i, X]."""
         scale, shift, bias, blend, diagnostic_bias = (
             vectors[self.path + name]
             for name in ("norm_scale", "norm_shift", "bias", "blend", "diagnostic_bias")
         )
         windows = head(scheme, weights, pieces, x, (scale, shift))
-        maps = self._overlap_add(windows, torch.cat([bias, diagnostic_bias])[:, None, None])
+        maps = self._overlap_add(windows)
         num_fields = bias.shape[0]
-        return maps[:, :num_fields], maps[:, num_fields:], blend
+        diagnostics = maps[:, num_fields:] + diagnostic_bias[:, None, None]
+        return HeadMaps(maps[:, :num_fields], bias, blend, diagnostics)
 
     @torch.no_grad()
     def make_resident(self) -> None:
@@ -159,27 +175,21 @@ class PatchHead(ShardedModule):
         super().make_resident()
         self.joined = join(self, ("state", "diagnostic"), 0)
 
-    def _overlap_add(self, windows: Tensor, bias: Tensor) -> Tensor:
-        """Maps [B, maps, Y_i, X] from windows [B, maps x window points, N/domain], and a bias."""
+    def _overlap_add(self, windows: Tensor) -> Tensor:
+        """Maps [B, maps, Y_i, X] from windows [B, maps x window points, N/domain]."""
         overlap, (rows, columns) = self.config.overlap, self.config.patch
         batch, num_outputs, num_tokens = windows.shape
         num_rows = num_tokens // self.config.token_columns * rows
         num_lon = self.config.grid_object.num_lon
-        num_maps = num_outputs // (self.config.window[0] * self.config.window[1])
-        if num_maps == 0:
-            return windows.reshape(batch, 0, num_rows, num_lon) + bias  # none, but in the graph
-        maps = F.fold(
+        if num_outputs == 0:
+            return windows.reshape(batch, 0, num_rows, num_lon)  # none, but in the graph
+        sums = F.fold(
             windows,
             (num_rows + 2 * overlap, num_lon + 2 * overlap),
             self.config.window,
             stride=(rows, columns),
         )
-        if overlap:
-            inner = maps[..., overlap:-overlap]
-            inner[..., -overlap:] += maps[..., :overlap]
-            inner[..., :overlap] += maps[..., -overlap:]
-            maps = add_rows(self.mesh, overlap, inner)
-        return maps.div_(self.count).add_(bias)
+        return overlap_mean(self.mesh, overlap, sums, self.count)
 
     def _count(self) -> Tensor:
         """How many windows write each point of the band, shape [Y_i, X]."""

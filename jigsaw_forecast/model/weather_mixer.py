@@ -179,10 +179,10 @@ class WeatherMixer(nn.Module):
             x = block.mix_tokens(scheme, token, ahead.pieces(token), vectors, x)
             x = block.mix_channels(scheme, channel, ahead.pieces(channel), vectors, x)
         pieces = ahead.pieces(heading)
-        tendency, diagnostics, blend = self.head(scheme, heading, pieces, vectors, x)
-        keep = (1.0 - blend)[:, None, None]
-        scale = self.tendency_scale[:, None, None]
-        return (state * keep).addcmul_(tendency, scale), diagnostics
+        made = self.head(scheme, heading, pieces, vectors, x)
+        keep, scale = (1.0 - made.blend)[:, None, None], self.tendency_scale[:, None, None]
+        offset = made.bias[:, None, None] * scale
+        return torch.addcmul(offset, state, keep).addcmul_(made.tendency, scale), made.diagnostics
 
     def set_tendency_scale(
         self, std: npt.NDArray[np.float32], tendency_std: npt.NDArray[np.float32]
