@@ -1,5 +1,6 @@
 """From whole maps to bands and back: how initial conditions and output cross the mesh."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from jigsaw_forecast.forecast.poles import south_pole_row
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.sample import Pieces, sample_pieces
-from jigsaw_forecast.parallel.collectives import all_to_all
+from jigsaw_forecast.parallel.collectives import exchange
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.state import State
 
@@ -88,31 +89,30 @@ def exchange_bands(
         owners: The rank of the model group that writes each field; fields left out go nowhere.
 
     Communication:
-        One all-to-all over the model group.
+        Point to point within the model group.
     """
     group_size = mesh.model.size
     peers = [mesh.at(*divmod(rank, mesh.tensor.size)) for rank in range(group_size)]
-    outgoing = [
-        _choose(state.data, [owners.get(field) == rank for field in state.fields])
-        for rank in range(group_size)
-    ]
-    pieces = [sample_pieces(config, peer) for peer in peers]
-    names = [
-        tuple(
-            field for field in held_fields(config, piece) if owners.get(field) == mesh.model.index
-        )
-        for piece in pieces
-    ]
-    num_lon = config.grid_object.num_lon
-    shapes = [
-        (len(fields), piece.rows.stop - piece.rows.start, num_lon)
-        for fields, piece in zip(names, pieces, strict=True)
-    ]
-    incoming = all_to_all(mesh, outgoing, shapes, "model")
-    rows = [piece.rows for piece in pieces]
-    fields = tuple(field for field in owners if owners[field] == mesh.model.index)
-    parts = tuple(zip(names, rows, incoming, strict=True))
-    return Bands(fields, parts, state.grid, state.init_time, state.lead_time)
+    own, num_lon = mesh.model.index, config.grid_object.num_lon
+    outgoing: list[list[torch.Tensor]] = [[] for _ in peers]
+    for field, values in zip(state.fields, state.data, strict=True):
+        if field in owners:
+            outgoing[owners[field]].append(values)
+    parts = []
+    for rank, peer in enumerate(peers):
+        piece = sample_pieces(config, peer)
+        held = held_fields(config, piece)
+        is_sent = [owners.get(field) == own for field in held]
+        names = tuple(itertools.compress(held, is_sent))
+        if rank == own:
+            values = _choose(state.data, is_sent)
+        else:
+            num_rows = piece.rows.stop - piece.rows.start
+            values = state.data.new_empty((len(names), num_rows, num_lon))
+        parts.append((names, piece.rows, values))
+    exchange(mesh, outgoing, [list(values) for _, _, values in parts], "model")
+    fields = tuple(field for field in owners if owners[field] == own)
+    return Bands(fields, tuple(parts), state.grid, state.init_time, state.lead_time)
 
 
 def _choose(data: torch.Tensor, is_chosen: Sequence[bool]) -> torch.Tensor:

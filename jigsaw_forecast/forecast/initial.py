@@ -14,7 +14,7 @@ from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.exchange import assign_units, held_fields
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.model.sample import Pieces, sample_pieces
-from jigsaw_forecast.parallel.collectives import all_to_all
+from jigsaw_forecast.parallel.collectives import exchange
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.parallel.together import together
 from jigsaw_forecast.state import State
@@ -48,8 +48,8 @@ def read_initial_state(
             any rank found, on every rank.
 
     Communication:
-        All-to-alls over the model group, which receive this rank's piece less what it decoded of
-        it itself, then one gather of texts over all ranks.
+        Point to point within the model group: receives this rank's piece less what it decoded of
+        it itself; then one gather of texts over all ranks.
     """
     state, failure = None, None
     if plan is not None:
@@ -106,14 +106,9 @@ class _Exchange:
         most = max(len(share) for share in self.decoded)
         for first in range(0, most, ROUND_FIELDS):
             shares = [share[first : first + ROUND_FIELDS] for share in self.decoded]
-            incoming = [[field for field in share if field in place] for share in shares]
             outgoing = self._cut(shares[own_index], maps, place, data)
-            incoming[own_index] = []  # is in its place
-            shapes = [(len(names), num_rows, grid.num_lon) for names in incoming]
-            received = all_to_all(self.mesh, [p.to(device) for p in outgoing], shapes, "model")
-            for names, values in zip(incoming, received, strict=True):
-                for field, band in zip(names, values, strict=True):
-                    data[place[field]] = band
+            incoming = [[data[place[f]] for f in share if f in place] for share in shares]
+            exchange(self.mesh, outgoing, incoming, "model")
         maps.finish()
         zero = np.timedelta64(0, "s")
         return State(data, fields, grid, init_time, zero, row_start=own.rows.start), maps.failure
@@ -124,37 +119,32 @@ class _Exchange:
         maps: "_Maps",
         place: Mapping[Field, int],
         data: torch.Tensor,
-    ) -> list[torch.Tensor]:
-        """The rows that each other rank needs of the next few maps, [F_k, Y_k, X] each.
+    ) -> list[list[torch.Tensor]]:
+        """The rows that each other rank needs of the next few maps, [Y_k, X] each.
 
         This rank's own go to their place in `data` at once.
         """
         own = self.mesh.model.index
         groups = [set(self.config.prognostic_fields[piece.fields]) for piece in self.pieces]
-        groups[own] = set()
-        counts = [sum(field in group for field in share) for group in groups]
-        num_lon = self.config.grid_object.num_lon
-        parts = [
-            torch.empty(count, piece.rows.stop - piece.rows.start, num_lon)
-            for count, piece in zip(counts, self.pieces, strict=True)
-        ]
-        filled = [0] * len(parts)
+        parts: list[list[torch.Tensor]] = [[] for _ in self.pieces]
         for field, values in zip(share, itertools.islice(maps, len(share)), strict=True):
-            if field in place and values is not None:
-                _put(values[self.pieces[own].rows], data[place[field]])
             for rank, (group, piece) in enumerate(zip(groups, self.pieces, strict=True)):
-                if field in group:
-                    if values is not None:
-                        np.copyto(parts[rank][filled[rank]].numpy(), values[piece.rows])
-                    filled[rank] += 1
+                if field not in group:
+                    continue
+                rows = self._rows_of(values, piece)
+                if rank == own:
+                    data[place[field]] = rows
+                else:
+                    parts[rank].append(rows.to(data.device))
         return parts
 
-
-def _put(values: Float32Array, target: torch.Tensor) -> None:
-    if target.device.type == "cpu":
-        np.copyto(target.numpy(), values)
-    else:
-        target.copy_(torch.from_numpy(values.copy()))  # a view may be read-only
+    def _rows_of(self, values: Float32Array | None, piece: Pieces) -> torch.Tensor:
+        """A band of a map, which shares its memory where it can; of one that failed, anything."""
+        if values is None:
+            num_rows = piece.rows.stop - piece.rows.start
+            return torch.empty(num_rows, self.config.grid_object.num_lon)
+        rows = np.ascontiguousarray(values[piece.rows])
+        return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
 
 
 class _Maps:

@@ -89,7 +89,7 @@ class OutputPipeline:
             restart: Where to save the model's state and what it is; None to save nothing.
 
         Communication:
-            One all-to-all over the model group for each way in which its fields are shared out.
+            Point to point within the model group, for each way in which its fields are shared out.
         """
         began = time.perf_counter()
         with waiting("room in the output queue"):

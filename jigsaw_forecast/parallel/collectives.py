@@ -315,6 +315,33 @@ def all_to_all(
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
+def exchange(
+    mesh: Mesh,
+    outgoing: Sequence[Sequence[torch.Tensor]],
+    incoming: Sequence[Sequence[torch.Tensor]],
+    axis_name: str,
+) -> None:
+    """Sends tensors to every rank of an axis and fills tensors with what they send; no copies.
+
+    Args:
+        mesh: This rank's mesh.
+        outgoing: What to send to each rank, contiguous; its own entry is passed over.
+        incoming: What each rank's tensors go into, contiguous and in the order that it sends.
+        axis_name: Mesh axis.
+
+    Communication:
+        Point to point with every rank that has something to send or to receive. Not counted as a
+        forecast step's traffic: it carries initial conditions and output.
+    """
+    axis = mesh.axis(axis_name)
+    operations = []
+    for peer, (sent, received) in enumerate(zip(outgoing, incoming, strict=True)):
+        if peer != axis.index:
+            operations += _to_and_from(axis.group, peer, sent, received)
+    works = dist.batch_isend_irecv(operations) if operations else []
+    _finish(works, f"point to point over {axis_name}")
+
+
 def exchange_rows(
     mesh: Mesh, to_north: torch.Tensor, to_south: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -364,15 +391,25 @@ def _start_point_to_point(
     """Begins to send to and receive from each rank of a group what is meant for it."""
     operations = []
     for peer, (sent, received) in enumerate(zip(outgoing, incoming, strict=True)):
-        if peer == index:
-            continue
-        if sent is not None and sent.numel() and not sent.is_meta:
-            operations.append(dist.P2POp(dist.isend, _bytes(sent), group=group, group_peer=peer))
-        if received is not None and received.numel() and not received.is_meta:
-            operations.append(
-                dist.P2POp(dist.irecv, _bytes(received), group=group, group_peer=peer)
-            )
+        if peer != index:
+            to_peer, from_peer = ([] if one is None else [one] for one in (sent, received))
+            operations += _to_and_from(group, peer, to_peer, from_peer)
     return dist.batch_isend_irecv(operations) if operations else []
+
+
+def _to_and_from(
+    group: dist.ProcessGroup | None,
+    peer: int,
+    sent: Sequence[torch.Tensor],
+    received: Sequence[torch.Tensor],
+) -> list[dist.P2POp]:
+    """What carries tensors to a rank of a group and from it, each in order."""
+    return [
+        dist.P2POp(way, _bytes(tensor), group=group, group_peer=peer)
+        for way, tensors in ((dist.isend, sent), (dist.irecv, received))
+        for tensor in tensors
+        if tensor.numel() and not tensor.is_meta
+    ]
 
 
 def _start_exchange(

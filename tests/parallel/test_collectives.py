@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jigsaw_forecast import errors
-from jigsaw_forecast.parallel.collectives import all_gather, all_to_all, reduce_scatter
+from jigsaw_forecast.parallel.collectives import all_gather, all_to_all, exchange, reduce_scatter
 from jigsaw_forecast.parallel.mesh import Mesh, single_rank_mesh
 from jigsaw_forecast.parallel.together import gather_texts, together
 from tests.parallel.ranks import RankPool
@@ -50,6 +50,24 @@ def swap(mesh: Mesh) -> list[list[int]]:
 def test_all_to_all_delivers_unequal_parts(ranks: Callable[[int], RankPool]) -> None:
     found = ranks(4).run({"domain": 2, "tensor": 2}, swap)
     assert found == [[[sender] * me for sender in range(4)] for me in range(4)]
+
+
+def fill(mesh: Mesh) -> list[list[int]]:
+    me, size = mesh.model.index, mesh.model.size
+    outgoing = [[torch.full((2,), 10 * me + number) for number in range(peer)] for peer in range(4)]
+    kept = torch.zeros(size, me, 2, dtype=torch.long)
+    exchange(mesh, outgoing, [list(kept[peer]) for peer in range(size)], "model")
+    return [part[:, 0].tolist() for part in kept]
+
+
+def test_exchange_fills_tensors_in_the_order_in_which_they_were_sent(
+    ranks: Callable[[int], RankPool],
+) -> None:
+    found = ranks(4).run({"domain": 2, "tensor": 2}, fill)
+    for me, rows in enumerate(found):
+        for sender, values in enumerate(rows):
+            is_own = sender == me
+            assert values == [0 if is_own else 10 * sender + number for number in range(me)]
 
 
 def test_texts_of_any_length_and_script_arrive(ranks: Callable[[int], RankPool]) -> None:
