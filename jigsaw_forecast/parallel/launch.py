@@ -208,6 +208,9 @@ def _launch(num_ranks: int, argv: list[str]) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_ranks)))
     os.environ.setdefault(*_TORCH_LOG_LEVEL)
+    # how long a signalled agent leaves its ranks: a step and a save take longer than torch's 30 s,
+    # and the watch ends ranks that hang
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(read_timeout_s())))
     os.environ[_LAUNCHER_PID] = str(os.getpid())
     # the agent would report what it does to its ranks; the ranks tell the user what matters
     agent_log = logging.getLogger("torch.distributed.elastic")

@@ -34,6 +34,7 @@ from jigsaw_forecast.checkpoint.training import (
     list_inference_files,
     raise_if_torn,
     read_training_manifest,
+    sync_folder,
     write_training_manifest,
 )
 from jigsaw_forecast.checkpoint.writer import CheckpointWriter
@@ -93,12 +94,12 @@ class Checkpoints:
         self._pending: int | None = None  # step of the save that is not settled
         self.stalled_s = 0.0
 
-    def save(self, sample_order: Mapping[str, Any], validation_loss: float | None) -> None:
+    def save(self, sample_order: Mapping[str, Any], validation_error: float | None) -> None:
         """Begins a save; where the one before failed, warns of it first.
 
         Args:
             sample_order: Where the order of samples stands.
-            validation_loss: Of this step, where it was validated.
+            validation_error: Of this step, where it was validated.
         """
         start_s = time.perf_counter()
         self.settle()
@@ -108,7 +109,7 @@ class Checkpoints:
             train_step=state.step,
             num_updates=state.num_updates,
             samples=samples_until(self._recipe, state.step),
-            validation_loss=validation_loss,
+            validation_error=validation_error,
             mesh=self._mesh.degrees,
             sample_order={**sample_order, "losses_since_metrics": list(state.losses)},
             recipe=self._recipe.model_dump(mode="json", exclude_none=True),
@@ -125,7 +126,7 @@ class Checkpoints:
         self._saver.save(state.pieces(), write)
         self.stalled_s += time.perf_counter() - start_s
 
-    def save_last(self, sample_order: Mapping[str, Any], validation_loss: float | None) -> None:
+    def save_last(self, sample_order: Mapping[str, Any], validation_error: float | None) -> None:
         """Saves and waits until it is done; does nothing where this step is saved already.
 
         Raises:
@@ -135,7 +136,7 @@ class Checkpoints:
             self.settle()
         if self._saved_step == self._state.step:
             return
-        self.save(sample_order, validation_loss)
+        self.save(sample_order, validation_error)
         try:
             self._settle()
         except CheckpointError as error:
@@ -272,9 +273,13 @@ class _Write:
         records = list_inference_files(partial, self._shards)
         records |= {f"{TRAINING_FOLDER}/{name}": record for name, record in files.items()}
         write_training_manifest(partial, self._facts.model_copy(update={"files": records}))
+        sync_folder(partial)
         partial.rename(self._folder)
         keep, keep_best = self._keep
-        self._output.publish(self._facts.train_step, keep, keep_best=keep_best)
+        try:
+            self._output.publish(self._facts.train_step, keep, keep_best=keep_best)
+        except OSError as error:  # the step is whole: it counts by its folder, not by the links
+            _log.warning("%s is saved, but its links are not: %s", self._folder, error)
 
     def _attempt(self, action: Callable[[], None]) -> Exception | None:
         """What goes wrong in an action of the first rank; the others have none."""

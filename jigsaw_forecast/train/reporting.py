@@ -152,6 +152,7 @@ class Reporter:
         line = {
             "train_step": step,
             "validation_loss": scores.loss,
+            "validation_error": scores.error,
             "rmse": scores.rmse,
             **scores.references,
             "seconds": round(seconds, 4),

@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from pydantic import Field as Setting
 
 from jigsaw_forecast.data.weather_store import Period
-from jigsaw_forecast.fields import VARIABLES
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.train.weighting import LossWeighting
 
@@ -82,7 +81,7 @@ class TrainSection(_Section):
     validate_every: Count = 1000  # train steps
     checkpoint_every: Count = 2000  # train steps
     keep_checkpoints: Count = 2  # the last so many; older ones are deleted
-    keep_best: bool = True  # and the one with the lowest validation loss of those validated
+    keep_best: bool = True  # and that with the lowest validation error
     num_validation_inits: Count = 16  # starts, spread over data.validation
     validation_hours: Annotated[tuple[Count, ...], Setting(min_length=1)] = LEAD_HOURS
     weight_decay: NotNegative = 0.05  # of matrices and embed.position, times the rate
@@ -145,7 +144,7 @@ class TrainRecipe(_Section):
     @model_validator(mode="after")
     def _weights_name_fields(self) -> "TrainRecipe":
         problems = []
-        known = set(self.model.fields) | set(VARIABLES)
+        known = set(self.model.fields) | {f.variable for f in self.model.prognostic_fields}
         unknown = [name for name in self.train.field_weights if name not in known]
         if unknown:
             problems.append(

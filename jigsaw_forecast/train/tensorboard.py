@@ -1,6 +1,7 @@
 """Metrics for TensorBoard, an optional extra."""
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,16 @@ _LEFT_OUT = ("train_step", "rank_seconds")
 class TensorBoard:
     """Scalars by train step."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
         """Opens a folder for them.
 
-        Raises:
-            RecipeError: The package is not installed.
+        Args:
+            folder: Made where it is missing.
+            step: The run goes on after it: what an earlier run wrote of later steps is hidden.
         """
-        try:
-            # slow to import and not always there
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise RecipeError(
-                "train.tensorboard = true: missing package tensorboard; install it by `pip "
-                "install 'jigsaw-forecast[tensorboard]'` or leave the key out"
-            ) from error
-        self._writer = SummaryWriter(str(folder))
+        from torch.utils.tensorboard import SummaryWriter  # slow to import and not always there
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add(self, line: dict[str, Any]) -> None:
         """Adds a line of metrics."""
@@ -38,6 +34,19 @@ class TensorBoard:
     def close(self) -> None:
         """Ends writing."""
         self._writer.close()
+
+
+def check_tensorboard() -> None:
+    """Refuses a recipe that asks for what is not installed.
+
+    Raises:
+        RecipeError: The package is missing.
+    """
+    if find_spec("tensorboard") is None:
+        raise RecipeError(
+            "train.tensorboard = true: missing package tensorboard; install it by `pip "
+            "install 'jigsaw-forecast[tensorboard]'` or leave the key out"
+        )
 
 
 def numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
