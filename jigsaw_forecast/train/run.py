@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from jigsaw_forecast.checkpoint.save import count_parameters
 from jigsaw_forecast.checkpoint.training import read_training_manifest
 from jigsaw_forecast.errors import ForecastError, MeshError, SignalledError
 from jigsaw_forecast.parallel.mesh import Mesh, choose_device, make_mesh
@@ -101,6 +102,7 @@ def train_recipe(
 def _train(run: Run, last: int, stop: Stop, profile_folder: Path | None) -> None:
     """Trains with everything that reports on it."""
     state, mesh = run.state, run.mesh
+    _tell_what_is_trained(run)
     boards = []
     if run.recipe.train.tensorboard and mesh.rank == 0:
         boards.append(TensorBoard(run.output.folder / "tensorboard", state.step))
@@ -111,9 +113,24 @@ def _train(run: Run, last: int, stop: Stop, profile_folder: Path | None) -> None
         with contexts as (shown, after_step):
             reporter = Reporter(mesh, run.output, state.losses, shown, boards, [after_step])
             train(run, last, stop, reporter)
+        if mesh.rank == 0:
+            _log.info("train step %d is saved: %s", state.step, run.output.checkpoint(state.step))
     finally:
         for board in boards:
             board.close()
+
+
+def _tell_what_is_trained(run: Run) -> None:
+    """Says on the first rank how large the model is, where it computes and what will be left."""
+    model, mesh = run.state.model, run.mesh
+    if mesh.rank == 0:
+        degrees = ",".join(f"{name}={degree}" for name, degree in mesh.degrees.items())
+        dtype = str(model.compute_dtype).removeprefix("torch.")
+        _log.info(
+            "%s parameters, products in %s on %s, mesh %s; metrics and checkpoints in %s",
+            *(f"{count_parameters(model.layouts()):,}", dtype, mesh.device.type, degrees),
+            run.output.folder,
+        )
 
 
 def _check_recipe_of(output: TrainOutput, recipe: TrainRecipe) -> None:

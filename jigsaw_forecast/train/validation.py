@@ -56,8 +56,9 @@ class ValidationScores:
         return float(np.mean(ratios)) if ratios else self.loss
 
     def text(self) -> str:
-        """`z500 31/120/388/602 (persistence 118/401/694/791, climatology 613/...)`, by field."""
-        return ", ".join(
+        """`RMSE at 6/24 h: z500 31/120 (persistence 118/401, climatology 613/613)`, by field."""
+        leads = next(iter(self.rmse.values()), {})
+        return f"RMSE at {'/'.join(map(str, leads))} h: " + ", ".join(
             f"{name} {_numbers(by_lead)}{self._beside(name)}" for name, by_lead in self.rmse.items()
         )
 
