@@ -1,5 +1,6 @@
 """From a recipe to everything that the loop needs: data, model, loss, checkpoints."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from jigsaw_forecast.train.schema import TrainRecipe
 from jigsaw_forecast.train.state import TrainState
 from jigsaw_forecast.train.stopping import Stop
 from jigsaw_forecast.train.validation import Validation
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -87,6 +90,12 @@ def prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh, stop: Stop) ->
         )
         for text in (recipe.data.train, recipe.data.validation)
     )
+    for part, text in ((data, recipe.data.train), (validation_data, recipe.data.validation)):
+        if part.gaps and mesh.rank == 0:  # every rank finds the same
+            _log.warning(
+                "%s: %d gaps within %s, trained on the whole sequences between them: %s",
+                *(store.path, len(part.gaps), text, ", ".join(part.gaps)),
+            )
     if recipe.data.in_memory:
         _load(data, mesh, stop)
     statistics = _statistics(recipe, output, data, store.digest, mesh, stop)
