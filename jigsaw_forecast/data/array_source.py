@@ -376,7 +376,7 @@ def _calendar_fault(times: npt.NDArray[np.generic]) -> str:
 
 
 def _records(array: FieldArray, path: Path, indices: npt.NDArray[np.intp]) -> Iterator[FieldRecord]:
-    axes = array.order.axes if array.order is not None and not array.why else None
+    axes = array.order.axes if array.order is not None and not array.order.why else None
     for time, lead in indices:
         for level_index, level in enumerate(array.levels):
             for member_index, member in enumerate(array.members):

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from jigsaw_forecast.data.convert_finish import finish, plan_digest
-from jigsaw_forecast.data.convert_input import ConvertInput, Selection, open_input
+from jigsaw_forecast.data.convert_fields import Selection
+from jigsaw_forecast.data.convert_finish import find_statics, finish, plan_digest
+from jigsaw_forecast.data.convert_input import ConvertInput, open_input
 from jigsaw_forecast.data.convert_worker import (
     Work,
     convert_run,
@@ -109,12 +110,15 @@ def convert(request: ConvertRequest) -> TrainingSetHeader:
     if existing is not None:
         _log.info("%s is whole: nothing to do", request.output)
         return existing
+    for doubt in source.doubts:
+        _log.warning("%s", doubt)
+    statics = find_statics(source, request.statics)  # now, not after days of converting
     with _locked(partial, plan):
         todo = _find_todo(work)
         _log_start(request, work, len(todo))
         if todo:
             _convert_all(request, work, todo)
-        header = finish(work, plan, request.statics)
+        header = finish(work, plan, statics)
         if request.output.exists():  # --overwrite, checked above
             shutil.rmtree(request.output)
         partial.rename(request.output)
@@ -122,7 +126,8 @@ def convert(request: ConvertRequest) -> TrainingSetHeader:
 
 
 def _open(request: ConvertRequest) -> ConvertInput:
-    missing = [str(path) for path in request.inputs if not path.exists()]
+    given = (*request.inputs, *([request.statics] if request.statics else []))
+    missing = [str(path) for path in given if not path.exists()]
     if missing:
         raise DataError(f"missing inputs: {', '.join(missing)}")
     try:
@@ -160,6 +165,11 @@ def _choose_times(request: ConvertRequest, source: ConvertInput) -> Times:
     Raises:
         DataError: There are none, or some are missing and that is not allowed.
     """
+    if 24 % request.interval_hours:
+        raise DataError(
+            f"--interval {request.interval_hours} h does not divide a day, from whose start times "
+            "are counted; use 1, 2, 3, 4, 6, 8, 12 or 24 h"
+        )
     interval = np.timedelta64(request.interval_hours, "h").astype("timedelta64[s]")
     since_midnight = source.times - source.times.astype("datetime64[D]")
     chosen: Times = source.times[since_midnight % interval == np.timedelta64(0, "s")]

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from jigsaw_forecast.data.convert_input import STATICS, ConvertInput, read_statics
+from jigsaw_forecast.data.convert_files import STATICS, read_statics
+from jigsaw_forecast.data.convert_input import ConvertInput
 from jigsaw_forecast.data.convert_worker import Work
 from jigsaw_forecast.data.field_moments import FieldMoments
-from jigsaw_forecast.data.store import Times, shorten
+from jigsaw_forecast.data.store import Array, Times, shorten
 from jigsaw_forecast.data.stores import PLAN_FILE
 from jigsaw_forecast.data.training_store import (
     CHECKSUM,
@@ -39,16 +40,46 @@ def plan_digest(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
-def finish(work: Work, plan: Mapping[str, Any], statics: Path | None) -> TrainingSetHeader:
+def find_statics(source: ConvertInput, apart: Path | None) -> dict[str, Array]:
+    """Static maps on the grid of the inputs; a warning names those that are not there.
+
+    Args:
+        source: The inputs.
+        apart: File of the static maps, None where the inputs hold them.
+
+    Raises:
+        DataError: They cannot be read or have missing values.
+    """
+    if apart is not None:
+        found = read_statics(apart, source.grid)
+    else:
+        maps = {name: source.static(name) for name in STATICS}
+        found = {name: values for name, values in maps.items() if values is not None}
+    holes = [name for name, values in found.items() if not np.isfinite(values).all()]
+    if holes:
+        raise DataError(
+            f"{apart or 'the inputs'}: static {', '.join(holes)} with missing values; give "
+            f"{'another' if apart else 'a'} file with --statics"
+        )
+    if missing := [name for name in STATICS if name not in found]:
+        _log.warning(
+            "missing static fields %s%s: a model that takes them for forcings cannot be trained on "
+            "this set; give a file that holds them with --statics",
+            shorten(missing),
+            f" in {apart}" if apart else "",
+        )
+    return found
+
+
+def finish(work: Work, plan: Mapping[str, Any], statics: Mapping[str, Array]) -> TrainingSetHeader:
     """Writes everything beside the values; the root's attributes last of what a reader wants.
 
     Args:
         work: All shards of it are done.
         plan: What `plan_digest` identifies it by.
-        statics: File of the static maps, None where the inputs hold them.
+        statics: Static maps by name.
 
     Raises:
-        DataError: Static maps have missing values.
         OutputError: The store cannot be written.
     """
     moments, checksums = _gather(work)
@@ -70,7 +101,8 @@ def finish(work: Work, plan: Mapping[str, Any], statics: Path | None) -> Trainin
         (work.folder / VALUES / "zarr.json").write_text(json.dumps(metadata, indent=1))
         group = zarr.open_group(work.folder, mode="a", zarr_format=3)
         _write_axes(group, work)
-        _write_statics(group, statics, source)
+        for name, map_ in statics.items():
+            _write(group, name, map_.astype(np.float32), ("latitude", "longitude"))
         beside = group.require_group(MOMENTS)
         for name, values in moments.to_arrays().items():
             _write(beside, name, values, ("time", "field"))
@@ -124,27 +156,6 @@ def _write_axes(group: zarr.Group, work: Work) -> None:
     latitude.attrs.update({"units": "degrees_north", "standard_name": "latitude"})
     longitude = _write(group, "longitude", grid.longitudes, ("longitude",))
     longitude.attrs.update({"units": "degrees_east", "standard_name": "longitude"})
-
-
-def _write_statics(group: zarr.Group, statics: Path | None, source: ConvertInput) -> None:
-    apart = None
-    if statics is not None:
-        apart = read_statics(statics, source.grid)
-    missing = []
-    for name in STATICS:
-        values = apart.get(name) if apart is not None else source.static(name)
-        if values is None:
-            missing.append(name)
-        elif not np.isfinite(values).all():
-            raise DataError(f"static {name} has missing values; give another file with --statics")
-        else:
-            _write(group, name, values.astype(np.float32), ("latitude", "longitude"))
-    if missing:
-        _log.warning(
-            "missing static fields %s: a model that takes them for forcings cannot be trained on "
-            "this set; give a file that holds them with --statics",
-            shorten(missing),
-        )
 
 
 def _write(group: zarr.Group, name: str, values: Any, dims: tuple[str, ...]) -> zarr.Array[Any]:

@@ -13,6 +13,8 @@ from jigsaw_forecast.data.grib_grid import GribGrid, read_grid
 from jigsaw_forecast.data.grib_messages import GribField, find_fields, read_field
 from jigsaw_forecast.data.grib_packing import why_not_timed, why_not_unpackable
 from jigsaw_forecast.data.records import (
+    DIAGNOSTIC_HOURS,
+    DIAGNOSTIC_ONLY,
     GEOPOTENTIAL_HEIGHT,
     NOT_A_TIME,
     PRESSURE_LEVEL,
@@ -190,7 +192,7 @@ class GribSource:
         member = _optional(handle, "number")
         variable = _variable(param_id, short_name, level_type)
         faults = [
-            _why_not_instant(field, handle, mars_type),
+            _why_not_instant(field, handle, mars_type, variable),
             _why_not(param_id, short_name, variable, level_type),
             "no valid time in its headers" if np.isnat(valid_time) else "",
             grid.why,
@@ -320,7 +322,7 @@ def _why_not(param_id: int, short_name: str, variable: str, level_type: str) -> 
     if spec is None and variable not in _CONVERTIBLE.values():
         return f"unknown parameter {short_name} (paramId {param_id})"
     if spec is not None and spec.role is Role.DIAGNOSTIC:
-        return "diagnostic: predicted, never an input"
+        return DIAGNOSTIC_ONLY
     if spec is not None:
         is_pressure = spec.level_type is LevelType.PRESSURE
     else:
@@ -333,16 +335,35 @@ def _why_not(param_id: int, short_name: str, variable: str, level_type: str) -> 
     return ""
 
 
-def _why_not_instant(field: GribField, handle: int, mars_type: str | None) -> str:
+def _why_not_instant(field: GribField, handle: int, mars_type: str | None, variable: str) -> str:
     """Why this is not the state at a point in time, otherwise empty."""
     step_type = _optional(handle, "stepType") or "instant"
+    spec = VARIABLES.get(variable)
+    if spec is not None and spec.role is Role.DIAGNOSTIC:
+        why = _why_not_six_hours(_optional(handle, "stepRange") or "", step_type)
+        return why or _why_no_state(mars_type)
     if step_type != "instant":
         span = _optional(handle, "stepRange")
         return f"{step_type} over steps {span}, not a value at a point in time"
-    if mars_type is not None and mars_type not in _STATE_TYPES:
-        return f"type {mars_type} is not a state of the atmosphere"
+    if why := _why_no_state(mars_type):
+        return why
     if field.edition == 2:
         template = int.from_bytes(_section4(field.product)[7:9], "big")
         if template not in _STATE_TEMPLATES:
             return f"product template 4.{template} is not a state of the atmosphere"
     return ""
+
+
+def _why_no_state(mars_type: str | None) -> str:
+    """Why fields of this MARS type are no state, otherwise empty."""
+    is_state = mars_type is None or mars_type in _STATE_TYPES
+    return "" if is_state else f"type {mars_type} is not a state of the atmosphere"
+
+
+def _why_not_six_hours(step_range: str, step_type: str) -> str:
+    """Why precipitation is not the sum over the 6 hours before its valid time, otherwise empty."""
+    first, _, last = step_range.partition("-")
+    is_span = first.isdigit() and last.isdigit()
+    if step_type == "accum" and is_span and int(last) - int(first) == DIAGNOSTIC_HOURS:
+        return ""
+    return f"{step_type} over steps {step_range}, not the sum over {DIAGNOSTIC_HOURS} hours"

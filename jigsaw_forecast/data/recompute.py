@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_forecast.data.convert_fields import find_fields
 from jigsaw_forecast.data.convert_finish import data_digest
-from jigsaw_forecast.data.convert_input import find_fields
 from jigsaw_forecast.data.field_moments import FieldMoments, FieldSummary, PointMoments
 from jigsaw_forecast.data.shards import map_checksum
 from jigsaw_forecast.data.store import Array, Indices, Period, Store, shorten

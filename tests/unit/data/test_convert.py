@@ -13,7 +13,7 @@ import zarr
 
 from jigsaw_forecast.data import convert_worker
 from jigsaw_forecast.data.convert import ConvertRequest, convert
-from jigsaw_forecast.data.convert_input import Selection
+from jigsaw_forecast.data.convert_fields import Selection
 from jigsaw_forecast.data.mock import mock_fields, write_mock_store
 from jigsaw_forecast.data.recompute import StatisticsRequest, compare_statistics
 from jigsaw_forecast.data.shards import ShardBuffer

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from jigsaw_forecast.data.convert import ConvertRequest, convert
-from jigsaw_forecast.data.convert_input import Selection
+from jigsaw_forecast.data.convert_fields import Selection
 from jigsaw_forecast.data.forcings import ForcingMaps
 from jigsaw_forecast.data.mock import mock_fields, write_mock_store
 from jigsaw_forecast.data.stores import open_store
