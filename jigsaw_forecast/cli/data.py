@@ -73,7 +73,12 @@ RecipeOption = Annotated[
     ),
 ]
 PeriodOption = Annotated[
-    str, typer.Option("--period", metavar="START/END", help="Times, both included; default all.")
+    str,
+    typer.Option(
+        "--period",
+        metavar="START/END",
+        help="Times, both included to their last moment; 1979/2019 ends with 2019. Default: all.",
+    ),
 ]
 Processes = Annotated[
     int | None,

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from jigsaw_forecast.data.bad_maps import describe_bad_static
 from jigsaw_forecast.data.convert_files import STATICS, read_statics
 from jigsaw_forecast.data.convert_input import ConvertInput
 from jigsaw_forecast.data.convert_worker import Work
@@ -48,18 +49,18 @@ def find_statics(source: ConvertInput, apart: Path | None) -> dict[str, Array]:
         apart: File of the static maps, None where the inputs hold them.
 
     Raises:
-        DataError: They cannot be read or have missing values.
+        DataError: They cannot be read, have missing values or cannot be on Earth.
     """
     if apart is not None:
         found = read_statics(apart, source.grid)
     else:
         maps = {name: source.static(name) for name in STATICS}
         found = {name: values for name, values in maps.items() if values is not None}
-    holes = [name for name, values in found.items() if not np.isfinite(values).all()]
-    if holes:
+    bad = [text for name, map_ in found.items() if (text := describe_bad_static(name, map_))]
+    if bad:
         raise DataError(
-            f"{apart or 'the inputs'}: static {', '.join(holes)} with missing values; give "
-            f"{'another' if apart else 'a'} file with --statics"
+            f"{apart or 'the inputs'}: {'; '.join(bad)}; give {'another' if apart else 'a'} file "
+            "with --statics"
         )
     if missing := [name for name in STATICS if name not in found]:
         _log.warning(

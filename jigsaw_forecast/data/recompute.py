@@ -319,7 +319,12 @@ def _save(
     indices: Indices,
     parts: Sequence[tuple[_Part, int]],
 ) -> None:
-    """Writes what training normalises with, as `StatisticsBuilder` makes it from all times."""
+    """Writes what training normalises with, as `StatisticsBuilder` makes it from all times.
+
+    Raises:
+        DataError: A field never varies, or no two times are a step apart.
+        OutputError: The file cannot be written.
+    """
     # torch, which takes seconds, is imported only where a file is written
     from jigsaw_forecast.data.statistics import Statistics, StatisticsOrigin, save_statistics
 
@@ -338,6 +343,15 @@ def _save(
         diagnostic_std=summary.std[split:].astype(np.float32),
     )
     times = store.times[indices]
+    if not np.isfinite(summary.tendency_std).all():
+        raise DataError(
+            f"{store.path}: no two of {len(times)} times are {request.step_hours} h apart: "
+            "tendencies cannot be normalised; choose another period or step"
+        )
+    try:
+        statistics.check([str(field) for field in request.fields])
+    except DataError as error:
+        raise DataError(f"{store.path}: {error}; leave them out with --fields") from None
     origin = StatisticsOrigin(
         digest=store.digest,
         fields=tuple(str(field) for field in request.fields),

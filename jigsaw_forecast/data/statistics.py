@@ -59,6 +59,27 @@ class Statistics:
             raise DataError(f"statistics: missing arrays {', '.join(missing)}")
         return cls(**{name: np.asarray(arrays[name], dtype=np.float32) for name in names})
 
+    def check(self, names: Sequence[str]) -> None:
+        """Refuses fields by whose deviation nothing can be divided.
+
+        Args:
+            names: Short names of all prognostic, then all diagnostic fields.
+
+        Raises:
+            DataError: Means are not finite, or fields vary by less than float32 resolves; all are
+                named.
+        """
+        largest = np.abs(self.mean).max(axis=(1, 2), initial=0.0)
+        scale = np.concatenate([largest, np.abs(self.diagnostic_mean)])
+        std = np.concatenate([self.std, self.diagnostic_std])
+        tendency = np.concatenate([self.tendency_std, self.diagnostic_std])
+        least = np.finfo(np.float32).eps * scale  # rounding alone gives a constant field as much
+        is_good = np.isfinite(scale) & np.isfinite(std) & np.isfinite(tendency)
+        is_good &= (std > least) & (tendency > least)
+        constant = [name for name, good in zip(names, is_good, strict=True) if not good]
+        if constant:
+            raise DataError(f"fields that never vary cannot be trained on: {', '.join(constant)}")
+
 
 @dataclass(frozen=True)
 class StatisticsOrigin:
@@ -103,7 +124,7 @@ def load_statistics(path: Path, origin: StatisticsOrigin) -> Statistics:
 
     Raises:
         DataError: The file is missing, damaged or of another data set, fields, grid or step; all
-            that differs is listed.
+            that differs is listed. Or a field in it never varies.
     """
     try:
         with safe_open(path, "np") as stored:
@@ -134,6 +155,10 @@ def load_statistics(path: Path, origin: StatisticsOrigin) -> Statistics:
             f"{path}: statistics with {held} diagnostic fields, expected {origin.num_diagnostics}; "
             "make them again with `jigsaw-forecast data statistics --recipe`"
         )
+    try:
+        statistics.check(origin.fields)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     return statistics
 
 
@@ -231,7 +256,7 @@ class StatisticsBuilder:
                 )
             )
         )
-        _check_variation(statistics, layout)
+        statistics.check(layout.names)
         return statistics
 
 
@@ -259,13 +284,3 @@ class StatisticsLayout:
     def num_diagnostics(self) -> int:
         """Diagnostic fields in all."""
         return len(self.names) - self.num_fields
-
-
-def _check_variation(statistics: Statistics, layout: StatisticsLayout) -> None:
-    """Refuses fields by whose deviation nothing can be divided."""
-    std = np.concatenate([statistics.std, statistics.diagnostic_std])
-    tendency = np.concatenate([statistics.tendency_std, statistics.diagnostic_std])
-    good = np.isfinite(std) & (std > 0) & np.isfinite(tendency) & (tendency > 0)
-    constant = [name for name, is_good in zip(layout.names, good, strict=True) if not is_good]
-    if constant:
-        raise DataError(f"fields that never vary cannot be trained on: {', '.join(constant)}")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from jigsaw_forecast.data.bad_maps import read_static
 from jigsaw_forecast.data.forcings import static_fields
 from jigsaw_forecast.data.sample_times import SampleTimes
 from jigsaw_forecast.data.statistics import StatisticsOrigin, load_statistics
@@ -47,7 +48,7 @@ def check_data(recipe: TrainRecipe, made: Path) -> None:
         except DataError:
             raise error from None
     for name in static_fields(config.forcings):
-        attempt(partial(store.static, name))
+        attempt(partial(read_static, store, name))
     if store.grid != config.grid_object:
         problems.append(
             f"{path}: grid {store.grid.name}, but the recipe's model has {config.grid}; set "

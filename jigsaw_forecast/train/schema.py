@@ -33,7 +33,7 @@ class DataSection(_Section):
     """Where the weather is and which years are for what."""
 
     path: Path  # training set of `data convert` or WeatherBench-layout zarr store
-    train: str  # START/END, both included
+    train: str  # START/END, both included: 1979/2019 ends with 2019-12-31
     validation: str  # START/END, both included, apart from `train`
     in_memory: bool = True  # whole piece as float32; else read ahead
     allow_gaps: bool = False  # train on the whole sequences between missing times; else refused

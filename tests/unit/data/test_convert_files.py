@@ -181,7 +181,10 @@ def test_static_maps_are_looked_at_before_anything_is_converted(tmp_path: Path) 
     mask.to_netcdf(holes)
     torn = tmp_path / "torn.nc"
     torn.write_bytes(data.read_bytes()[:300])
-    for statics, why in ((holes, "land_sea_mask with missing values"), (torn, "cannot be read")):
+    for statics, why in (
+        (holes, "land_sea_mask has missing or implausible values: missing values"),
+        (torn, "cannot be read"),
+    ):
         request = ConvertRequest((data,), tmp_path / "set.zarr", statics=statics)
         with pytest.raises(DataError, match=why) as caught:
             convert(request)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from jigsaw_forecast.data.field_moments import PointMoments
 from jigsaw_forecast.data.mock import mock_fields, write_mock_store
@@ -113,6 +114,39 @@ def test_a_field_that_never_varies_is_named() -> None:
     values[:, 1] = 7.0
     with pytest.raises(DataError, match=r"never vary.*: b$"):
         _built([values])
+
+
+def test_a_field_that_varies_by_rounding_only_is_named() -> None:
+    statistics = _built([_values()])
+    faint = replace(statistics, std=np.array([900.0, 3e-6], np.float32))
+    with pytest.raises(DataError, match=r"never vary.*: b$"):
+        faint.check("abc")
+
+
+def test_a_file_with_a_field_that_never_varies_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "statistics.safetensors"
+    for name in ("std", "tendency_std"):
+        found = _built([_values()])
+        getattr(found, name)[0] = 0.0
+        found.diagnostic_std[0] = np.nan
+        save_statistics(path, found, ORIGIN)
+        with pytest.raises(DataError, match=r"statistics.safetensors: .*never vary.*: a, c"):
+            load_statistics(path, ORIGIN)
+
+
+def test_no_file_is_made_of_a_field_that_never_varies(tmp_path: Path) -> None:
+    fields = (Field("geopotential", 500), Field("2m_temperature"))
+    times = np.datetime64("2020-01-01T00", "h") + np.arange(8) * np.timedelta64(6, "h")
+    write_mock_store(tmp_path / "mock.zarr", fields, Grid.parse("8x5"), times)
+    warmth = zarr.open_array(tmp_path / "mock.zarr" / "2m_temperature")
+    warmth[...] = 273.15
+    output = tmp_path / "statistics.safetensors"
+    request = StatisticsRequest(tmp_path / "mock.zarr", fields, output=output)
+    with pytest.raises(DataError, match=r"mock.zarr: fields that never vary.*: 2t; leave them out"):
+        compare_statistics(request)
+    with pytest.raises(DataError, match="no two of 8 times are 5 h apart"):
+        compare_statistics(replace(request, step_hours=5))
+    assert not output.exists()
 
 
 def test_statistics_pass_through_their_arrays() -> None:

@@ -79,7 +79,21 @@ def test_a_period_includes_its_last_day() -> None:
     assert Period.parse("2020-01-01T06/2020-01-02T12").end == np.datetime64("2020-01-02T12")
 
 
-@pytest.mark.parametrize("text", ["2020", "2020-01-02/2020-01-01", "a/b", "/2020-01-01"])
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("1979/2019", "2019-12-31T23:59:59"),
+        ("2020-01/2020-02", "2020-02-29T23:59:59"),
+        ("1979-01-01/2019", "2019-12-31T23:59:59"),
+    ],
+)
+def test_a_period_includes_its_last_year_or_month(text: str, end: str) -> None:
+    assert Period.parse(text).end == np.datetime64(end)
+
+
+@pytest.mark.parametrize(
+    "text", ["2020", "2020-01-02/2020-01-01", "a/b", "/2020-01-01", "20200101/20201231", "1/2/3"]
+)
 def test_a_period_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"START/END|ends before"):
         Period.parse(text)

@@ -66,6 +66,32 @@ def test_gaps_that_are_allowed_must_leave_a_whole_rollout(
 
 
 @pytest.mark.parametrize(
+    ("units", "value", "expected"),
+    [
+        ("1", np.nan, "static land_sea_mask has missing or implausible values: missing values"),
+        ("1", 70.0, "plausible -0.01 to 1.01 1; is it in %?"),
+        ("acres", 1.0, "static land_sea_mask is in 'acres', expected 1"),
+    ],
+)
+def test_a_static_map_that_cannot_be_is_refused(
+    weather: xr.Dataset, refusal: Refusal, units: str, value: float, expected: str
+) -> None:
+    data = weather.copy(deep=True)
+    data["land_sea_mask"].attrs["units"] = units
+    data["land_sea_mask"][3, 3] = value
+    assert expected in refusal(data)
+
+
+def test_a_mask_in_percent_is_read_as_a_fraction(weather: xr.Dataset, tmp_path: Path) -> None:
+    expected = weather["land_sea_mask"].values
+    data = weather.assign(land_sea_mask=weather["land_sea_mask"] * 100)
+    data["land_sea_mask"].attrs["units"] = "%"
+    data.drop_encoding().to_zarr(tmp_path / "store.zarr", zarr_format=3, consolidated=False)
+    found = open_store(tmp_path / "store.zarr", ()).static("land_sea_mask")
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("setting", "expected"),
     [
         ("train.phases.1.rollout_steps=90", "data.train 2020-01-01/2020-01-20 is shorter than one"),
