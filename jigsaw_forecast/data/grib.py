@@ -55,6 +55,15 @@ _MISSING_VALUE = -1e34  # far outside of any field; eccodes writes it where the 
 _GRIB1_LEVELS = (100, 109)
 _GRIB2_LEVELS = {100: 100.0, 105: 1.0}
 _SECTION4_BYTES = 34  # of templates 4.0 and, with more, 4.1
+# What eccodes 2.50 unpacks to float32: it refuses JPEG 2000 and IEEE, and leaves the logarithm of
+# logarithmic preprocessing in place.
+_FLOAT32_PACKINGS = (
+    "grid_simple",
+    "grid_complex",
+    "grid_complex_spatial_differencing",
+    "grid_ccsds",
+    "grid_second_order",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,10 +144,12 @@ class GribSource:
             )
         try:
             with _opened(message) as handle:
+                packing = _optional(handle, "packingType")
+                unpacked_as = dtype if packing in _FLOAT32_PACKINGS else np.float64
                 has_bitmap = _has_missing(handle)
                 if has_bitmap:
                     eccodes.codes_set(handle, "missingValue", _MISSING_VALUE)
-                values = eccodes.codes_get_values(handle, ktype=dtype)
+                values = eccodes.codes_get_values(handle, ktype=unpacked_as)
         # numpy's errors where eccodes makes a number of values up out of damaged lengths
         except (eccodes.CodesInternalError, ValueError, MemoryError) as fault:
             raise DataError(
@@ -147,8 +158,8 @@ class GribSource:
                 f"{eccodes.codes_get_api_version()}"
             ) from None
         if has_bitmap:
-            values[values == dtype(_MISSING_VALUE)] = np.nan
-        return np.asarray(values)
+            values[values == unpacked_as(_MISSING_VALUE)] = np.nan
+        return values.astype(dtype, copy=False)
 
     def _record(self, field: GribField) -> FieldRecord:
         """The record of one field: read by eccodes once per variable, repeated for its levels."""

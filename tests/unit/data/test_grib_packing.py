@@ -80,6 +80,31 @@ def test_whole_messages_of_every_packing_are_let_through(packing: str, kind: str
     assert why_not_unpackable(whole) == ""
 
 
+@pytest.mark.parametrize("edition", [1, 2])
+@pytest.mark.parametrize("packing", [*PACKINGS, "grid_simple_log_preprocessing"])
+@pytest.mark.parametrize("has_bitmap", [False, True])
+def test_every_packing_is_read_as_eccodes_reads_it_in_double_precision(
+    packing: str, has_bitmap: bool, edition: int, tmp_path: Path
+) -> None:
+    """eccodes reads some packings to double precision only, and one of them wrong to single."""
+    try:
+        whole = message(packing, has_bitmap=has_bitmap, edition=edition)
+    except eccodes.CodesInternalError:
+        pytest.skip(f"this eccodes does not pack {packing} in edition {edition}")
+    handle = eccodes.codes_new_from_message(whole)
+    eccodes.codes_set(handle, "missingValue", -1e34)
+    expected = eccodes.codes_get_values(handle).reshape(ROWS, COLUMNS)
+    eccodes.codes_release(handle)
+    (tmp_path / "a.grib").write_bytes(whole)
+    source = GribSource(tmp_path / "a.grib")
+    (values,) = source.read(source.records())
+    assert values.dtype == np.float32
+    assert np.isnan(values).sum() == (5 if has_bitmap else 0)
+    np.testing.assert_allclose(
+        values, np.where(expected == -1e34, np.nan, expected), rtol=2e-7, equal_nan=True
+    )
+
+
 @pytest.mark.parametrize("has_bitmap", [False, True])
 def test_whole_messages_of_edition_1_are_let_through(has_bitmap: bool) -> None:
     assert why_not_unpackable(message("grid_simple", has_bitmap=has_bitmap, edition=1)) == ""
