@@ -159,7 +159,7 @@ class GribSource:
             ) from None
         if has_bitmap:
             values[values == unpacked_as(_MISSING_VALUE)] = np.nan
-        return values.astype(dtype, copy=False)
+        return np.asarray(values, dtype=dtype)
 
     def _record(self, field: GribField) -> FieldRecord:
         """The record of one field: read by eccodes once per variable, repeated for its levels."""

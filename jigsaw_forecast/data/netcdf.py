@@ -8,6 +8,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from jigsaw_forecast.data.array_source import ArraySource, FieldArray, Selection
+from jigsaw_forecast.data.classic_netcdf import why_not_whole
 from jigsaw_forecast.errors import DataError
 
 
@@ -20,6 +21,8 @@ class NetcdfSource(ArraySource):
         Raises:
             DataError: The file is damaged or truncated or its times cannot be decoded.
         """
+        if why := why_not_whole(path):
+            raise DataError(f"{path} is {why}; fetch it again")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", xr.SerializationWarning)

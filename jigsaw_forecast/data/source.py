@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from jigsaw_forecast.data.classic_netcdf import CLASSIC_MAGICS
 from jigsaw_forecast.data.grib import GribSource
 from jigsaw_forecast.data.grib_messages import is_html
 from jigsaw_forecast.data.initial_state import InitialStatePlan, plan_initial_state
@@ -14,7 +15,6 @@ __all__ = ["InitialStatePlan", "Source", "open_source", "plan_initial_state"]
 
 _HEAD_BYTES = 1024
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-_CLASSIC_MAGICS = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 # What is not read, by how it starts: what it is, and what to do about it.
 _OTHERS = {
     b"\x1f\x8b": ("compressed with gzip", "unpack it first (gunzip)"),
@@ -48,7 +48,7 @@ def open_source(path: str | Path) -> Source:
             head = stream.read(_HEAD_BYTES)
     except OSError as fault:
         raise DataError(f"cannot read {path}: {fault.strerror or fault}") from None
-    if head.startswith(_HDF5_MAGIC) or head.startswith(_CLASSIC_MAGICS):
+    if head.startswith((_HDF5_MAGIC, *CLASSIC_MAGICS)):
         return NetcdfSource(path)
     if not head:
         raise DataError(f"{path} is empty (0 bytes); fetch it again")

@@ -86,7 +86,7 @@ def test_whole_messages_of_every_packing_are_let_through(packing: str, kind: str
 def test_every_packing_is_read_as_eccodes_reads_it_in_double_precision(
     packing: str, has_bitmap: bool, edition: int, tmp_path: Path
 ) -> None:
-    """eccodes reads some packings to double precision only, and one of them wrong to single."""
+    """Some packings eccodes reads to double precision only, one of them wrong to single."""
     try:
         whole = message(packing, has_bitmap=has_bitmap, edition=edition)
     except eccodes.CodesInternalError:
@@ -207,3 +207,29 @@ def test_data_that_are_cut_short_are_named() -> None:
     damaged = bytearray(message("grid_simple"))
     damaged[section(damaged, 5) + 19] = 24  # bits a value, where the data hold 16
     assert "a data section of" in why_not_unpackable(bytes(damaged))
+
+
+@pytest.mark.parametrize("packing", ["grid_simple", "grid_jpeg"])
+def test_a_bitmap_of_another_number_of_points_is_named(packing: str) -> None:
+    if packing not in packings():
+        pytest.skip(f"this eccodes does not pack {packing}")
+    damaged = bytearray(message(packing, has_bitmap=True))
+    damaged[section(damaged, 6) + 6] ^= 0b1000  # one point less
+    there = ROWS * COLUMNS - 5
+    assert why_not_unpackable(bytes(damaged)) == (
+        f"{there} values where the bitmap has {there - 1} points"
+    )
+
+
+@pytest.mark.skipif("grid_jpeg" not in packings(), reason="this eccodes does not pack grid_jpeg")
+@pytest.mark.parametrize(
+    ("octet", "value", "told"),
+    [
+        (1, 0, "no JPEG 2000 picture"),
+        (11, 90, "a JPEG 2000 picture of 90 x"),  # width, last octet
+    ],
+)
+def test_a_jpeg_picture_of_another_size_is_named(octet: int, value: int, told: str) -> None:
+    damaged = bytearray(message("grid_jpeg"))
+    damaged[section(damaged, 7) + 5 + octet] = value
+    assert told in why_not_unpackable(bytes(damaged))

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import cfgrib
+import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
 
+from jigsaw_forecast.data.classic_netcdf import why_not_whole
 from jigsaw_forecast.data.initial_state import plan_initial_state
 from jigsaw_forecast.data.source import open_source
 from jigsaw_forecast.errors import DataError
@@ -202,6 +204,48 @@ def test_a_truncated_file_is_refused(tmp_path: Path, file_format: str) -> None:
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(DataError, match=r"state\.nc"):
         read(path)
+
+
+FORMATS = ("NETCDF3_CLASSIC", "NETCDF3_64BIT_OFFSET", "NETCDF3_64BIT_DATA")
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("record_dims", [(), ("x",), ("x", "y")])
+def test_a_classic_file_is_whole_by_its_header(
+    tmp_path: Path, file_format: str, record_dims: tuple[str, ...]
+) -> None:
+    """The library reads zeros where a classic file has been cut off."""
+    path = tmp_path / "a.nc"
+    with netCDF4.Dataset(path, "w", format=file_format) as data:
+        data.title = "odd"
+        data.createDimension("time", None)
+        data.createDimension("x", 5)
+        data.createDimension("y", 3)
+        data.createVariable("fixed", "f8", ("y", "x"))[:] = 1.0
+        data["fixed"].units = "K"
+        for dim in record_dims:  # one array of records is not padded, two are
+            data.createVariable(f"of_{dim}", "i2", ("time", dim))[:3] = np.full((3, 5), 7)[
+                :, : data.dimensions[dim].size
+            ]
+    whole = path.read_bytes()
+    assert why_not_whole(path) == ""
+    filling = 2 if len(record_dims) == 2 else 0  # after 3 values of 2 bytes
+    path.write_bytes(whole[: len(whole) - filling])
+    assert why_not_whole(path) == ""
+    path.write_bytes(whole[: len(whole) - filling - 1])
+    assert why_not_whole(path).startswith("truncated")
+    path.write_bytes(whole[:60])
+    assert why_not_whole(path).startswith("truncated")
+
+
+def test_wind_that_was_cut_off_is_refused_although_it_reads_as_calm(tmp_path: Path) -> None:
+    path = tmp_path / "wind.nc"
+    wind = xr.DataArray(np.full((8, 16), 9.0), dims=("latitude", "longitude"))
+    coords = {"latitude": LATITUDES, "longitude": LONGITUDES, "time": TIME}
+    xr.Dataset({"u10": wind}, coords).to_netcdf(path, format="NETCDF3_CLASSIC")
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(DataError, match=r"wind\.nc is truncated: its header tells of"):
+        open_source(path)
 
 
 def test_only_the_selected_time_is_read(tmp_path: Path) -> None:
