@@ -1,12 +1,14 @@
 """The keys of GRIB 2 messages: what a forecast sets, what a user may set, and what clashes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import eccodes
 import numpy as np
+import numpy.typing as npt
 
 from jigsaw_forecast.errors import OutputError
-from jigsaw_forecast.fields import Field, LevelType
+from jigsaw_forecast.fields import Field, LevelType, plausible_range
 from jigsaw_forecast.forecast.product import OutputSpec, Slot
 
 NO_CENTRE = "255"  # missing value of WMO common code table C-11
@@ -29,6 +31,15 @@ CONTROL_MEMBER = 0  # as ECMWF numbers it
 CONTROL_FORECAST, PERTURBED_FORECAST = 3, 4  # code table 1.4
 UNPERTURBED, PERTURBED = 1, 192  # code table 4.6
 ALIASES = {"packing": "packingType", "bits": "bitsPerValue"}
+# What no key of a user's may change: the meaning of the values and their order.
+_SAID = (
+    *("edition", "paramId", "stepType", "stepRange", "validityDate", "validityTime"),
+    *("typeOfLevel", "level", "gridType", "Ni", "Nj", "bitmapPresent"),
+    *("latitudeOfFirstGridPointInDegrees", "longitudeOfFirstGridPointInDegrees"),
+    *("latitudeOfLastGridPointInDegrees", "longitudeOfLastGridPointInDegrees"),
+    *("iScansNegatively", "jScansPositively", "jPointsAreConsecutive", "alternativeRowScanning"),
+    "uvRelativeToGrid",
+)
 # code table 4.0: forecast at a time or over an interval, deterministic or of a member
 TEMPLATES = {(False, False): 0, (True, False): 8, (False, True): 1, (True, True): 11}
 
@@ -78,6 +89,8 @@ def check_grib_keys(spec: OutputSpec) -> None:
         eccodes.codes_release(handle)
     if not problems:
         problems = _find_overridden(spec)
+    if not problems and {"packingType", "bitsPerValue"} & spec.grib_keys.keys():
+        problems = _try_packing(spec)
     if problems:
         raise OutputError("--grib: " + "; ".join(problems))
 
@@ -113,20 +126,79 @@ def _find_overridden(spec: OutputSpec) -> list[str]:
     # a key that survives alone may still clash with what a message must say of its field
     last = list(spec.slots)[-1]
     lead_time = max(np.timedelta64(PRECIPITATION_HOURS, "h"), *spec.lead_times)
+    slot = last._replace(lead_time=lead_time)
+    given = ",".join(f"{key}={value}" for key, value in spec.grib_keys.items())
+    # one field of each kind: on pressure levels, at the surface, accumulated
+    kinds = {(f.spec.level_type, f.variable == PRECIPITATION): f for f in reversed(spec.fields)}
+    lost: list[str] = []
+    changed: dict[str, str] = {}
+    for field in kinds.values():
+        try:
+            found, clashes = _read_back(spec, field, slot)
+        except eccodes.CodesInternalError as error:
+            return [f"{given} cannot be set together: {error}"]
+        expected, _ = _read_back(replace(spec, grib_keys={}), field, slot)
+        lost += clashes
+        changed |= {
+            key: f"{given} makes {key} of {field} {found[key]} where the forecast has {value}"
+            for key, value in expected.items()
+            if found[key] != value
+        }
+    return list(dict.fromkeys(lost)) or list(changed.values())
+
+
+def _read_back(
+    spec: OutputSpec, field: Field, slot: Slot
+) -> tuple[dict[str, str | None], list[str]]:
+    """What a message says of its field, grid and time, and which keys of `--grib` are lost."""
+    handle = new_message(spec, field)
     try:
-        handle = new_message(spec, spec.fields[0])
-        set_times(handle, spec.fields[0], last._replace(lead_time=lead_time), spec.grib_keys)
-    except eccodes.CodesInternalError as error:
-        given = ",".join(f"{key}={value}" for key, value in spec.grib_keys.items())
-        return [f"{given} cannot be set together: {error}"]
-    try:
-        return [
+        set_times(handle, field, slot, spec.grib_keys)
+        lost = [
             f"{key}={value} contradicts the forecast, which sets {key} by itself"
             for key, value in spec.grib_keys.items()
             if not _reads_as(handle, key, value)
         ]
+        says = {
+            key: eccodes.codes_get(handle, key, str)
+            if eccodes.codes_is_defined(handle, key)
+            else None
+            for key in _SAID
+        }
+        return says, lost
     finally:
         eccodes.codes_release(handle)
+
+
+def _try_packing(spec: OutputSpec) -> list[str]:
+    """Packs a map of noise: eccodes tells only then which bits a packing takes.
+
+    Noise, because eccodes has no room for a PNG picture that does not become smaller.
+    """
+    field = spec.fields[0]
+    low, high = plausible_range(field)
+    shape = (spec.grid.num_lat, spec.grid.num_lon)
+    values = np.random.default_rng(0).uniform(low, high, shape)
+    reason = ""
+    handle = new_message(spec, field)
+    try:
+        eccodes.codes_set_values(handle, values.ravel())
+        packed = eccodes.codes_new_from_message(eccodes.codes_get_message(handle))
+        try:
+            error, tolerance = packing_error(packed, values)
+        finally:
+            eccodes.codes_release(packed)
+        if error > tolerance:
+            reason = f"it reads back with an error of {error:g} where {tolerance:g} are allowed"
+    except eccodes.CodesInternalError as fault:
+        reason = f"eccodes {eccodes.codes_get_api_version()}: {fault}"
+    except ValueError:
+        reason = "it reads back with another number of points"
+    finally:
+        eccodes.codes_release(handle)
+    keys = {**DEFAULT_KEYS, **spec.grib_keys}
+    packing = f"packingType={keys['packingType']} with bitsPerValue={keys['bitsPerValue']}"
+    return [f"{packing} packs no {field}: {reason}"] if reason else []
 
 
 def _open_local_section(handle: int) -> None:
@@ -208,3 +280,20 @@ def _set_grid(handle: int, spec: OutputSpec) -> None:
     }
     for key, value in keys.items():
         eccodes.codes_set(handle, key, value)
+
+
+def packing_error(handle: int, values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The largest error of what a message holds, and what its packing allows."""
+    decoded = eccodes.codes_get_values(handle).reshape(values.shape)
+    spacing = 0.0
+    if eccodes.codes_is_defined(handle, "binaryScaleFactor"):
+        binary = eccodes.codes_get(handle, "binaryScaleFactor")
+        spacing = 2.0**binary / 10.0 ** eccodes.codes_get(handle, "decimalScaleFactor")
+    num_bits = eccodes.codes_get(handle, "bitsPerValue")
+    # half a step of the packing, and the reference value, which is a 32-bit float
+    reference_error = max(float(values.max()), -float(values.min())) * float(
+        np.finfo(np.float32).eps
+    )
+    tolerance = (0.5 * spacing if num_bits else 0.0) + reference_error
+    np.subtract(decoded, values, out=decoded)
+    return max(float(decoded.max()), -float(decoded.min())), tolerance

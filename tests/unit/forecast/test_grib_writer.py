@@ -160,6 +160,41 @@ def test_key_that_the_forecast_sets_is_refused(tmp_path: Path) -> None:
         open_with_keys(tmp_path, {"dataDate": "20200101"})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("jPointsAreConsecutive", "1", "makes jPointsAreConsecutive of z500 1 where"),
+        ("gridType", "rotated_ll", "makes gridType of z500 rotated_ll where"),
+        ("resolutionAndComponentFlags", "56", "makes uvRelativeToGrid of z500 1 where"),
+        ("productDefinitionTemplateNumber", "8", "makes stepRange of z500 0-6 where"),
+        ("edition", "1", "makes edition of z500 1 where the forecast has 2"),
+    ],
+)
+def test_key_that_changes_what_the_values_mean_is_refused(
+    tmp_path: Path, key: str, value: str, says: str
+) -> None:
+    spec = make_spec(grib_keys={key: value}, lead_times=hours(6))
+    with pytest.raises(OutputError, match=says):
+        open_writer(tmp_path / "f.grib2", spec, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"bitsPerValue": "99"}, "bitsPerValue=99 packs no"),
+        ({"packingType": "grid_simple_log_preprocessing"}, "log_preprocessing with bitsPerValue"),
+    ],
+)
+def test_packing_that_eccodes_cannot_do_is_refused_at_opening(
+    tmp_path: Path, keys: dict[str, str], says: str
+) -> None:
+    spec = make_spec(grib_keys=keys, lead_times=hours(6))
+    with pytest.raises(OutputError, match=says):
+        open_writer(tmp_path / "f.grib2", spec, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nan_is_refused_before_encoding(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"z500 at \+6 h: 1 of 128 values are not finite"):
         write_one(tmp_path, Field("geopotential", 500), float("nan"))
