@@ -141,12 +141,16 @@ def _choose_one(
         return _Absence("missing", reason)
     numbers = sorted({r.member for r in matches if r.member is not None})
     if member is None and len(numbers) > 1:
-        reason = f"the file holds ensemble members {_list_numbers(numbers)}, choose one"
+        reason = (
+            f"the file holds ensemble members {_list_numbers(numbers)}; give --members N to "
+            "forecast 0 to N-1 of them, or a file with one"
+        )
         return _Absence("cannot choose", reason)
     if member is not None:
         matches = [r for r in matches if r.member in (member, None)]
         if not matches:
-            held = f"the file holds ensemble member {_list_numbers(numbers)}, not {member}"
+            word = "members" if len(numbers) > 1 else "member"
+            held = f"the file holds ensemble {word} {_list_numbers(numbers)}, not {member}"
             return _Absence("missing", held)
     choice = _best(matches, field)
     if choice.record.variable != RELATIVE_HUMIDITY:

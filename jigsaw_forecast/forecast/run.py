@@ -19,7 +19,7 @@ from jigsaw_forecast.forecast.provenance import RunHistory
 from jigsaw_forecast.forecast.record import now_text
 from jigsaw_forecast.forecast.report import RunMeter
 from jigsaw_forecast.forecast.request import RunRequest
-from jigsaw_forecast.forecast.restart import RestartFolder
+from jigsaw_forecast.forecast.restart import RestartFolder, restart_root
 from jigsaw_forecast.forecast.resume import (
     describe_rest,
     first_product,
@@ -97,6 +97,12 @@ def _run(request: RunRequest, setting: Setting, inputs: ResolvedInput, mesh: Mes
         except AgreedStop as error:
             rest = describe_rest(setting.products, products.num_done())
             raise StoppedError(f"{error}\n{rest}" if rest else str(error)) from error
+    if (
+        mesh.rank == 0
+    ):  # a run that names its outputs in another order has left its states elsewhere
+        for product in setting.products:
+            if restart_root(product.path).exists():
+                remove_leftovers(product.path)
     meter.ranks.input_bytes_read = inputs.bytes_read
     meter.ranks.output_bytes_written = products.num_bytes_written
     if request.plot is not None:

@@ -113,6 +113,14 @@ def test_resume_ends_with_the_files_of_an_undisturbed_run(
     assert products(tmp_path) == undisturbed
 
 
+def test_resume_with_the_outputs_in_another_order_leaves_nothing_beside_them(
+    run: Run, stopped: str, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    outputs = [item for name in reversed(NAMES) for item in ("--output", tmp_path / name)]
+    assert run("--resume", *outputs) == (0, "")
+    assert products(tmp_path) == undisturbed
+
+
 def test_resume_removes_what_a_run_killed_after_its_last_product_left(
     run: Run, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -317,10 +325,27 @@ def test_somebody_elses_file_in_the_place_of_the_record_is_kept(run: Run, tmp_pa
 
 def test_the_input_is_never_the_output(run: Run, tmp_path: Path) -> None:
     inputs.write_store(tmp_path / "in.zarr", inputs.maps(FIELDS, 12, 24))
-    code, message = run("--input", tmp_path / "in.zarr", "--output", tmp_path / "in.zarr",
-                        "--overwrite")  # fmt: skip
+    before = content(tmp_path)
+    template = f"{tmp_path}/{{init:in}}.zarr"
+    for spec, output, says in (
+        (tmp_path / "in.zarr", tmp_path / "in.zarr", "in.zarr is the input"),
+        (template, template, "in.zarr is the input"),
+        (tmp_path / "in.zarr", tmp_path / "in.zarr" / "out.nc", "out.nc lies in the input"),
+    ):
+        code, message = run("--input", spec, "--output", output, "--overwrite")
+        assert code == 2
+        assert says in message
+    assert content(tmp_path) == before
+
+
+def test_an_output_that_holds_the_input_is_refused(run: Run, tmp_path: Path) -> None:
+    assert run("--output", tmp_path / "f.zarr") == (0, "")
+    inputs.write_store(tmp_path / "f.zarr" / "analysis", inputs.maps(FIELDS, 12, 24))
+    code, message = run("--input", tmp_path / "f.zarr" / "analysis", "--output",
+                        tmp_path / "f.zarr", "--overwrite")  # fmt: skip
     assert code == 2
-    assert "in.zarr is the input" in message
+    assert "f.zarr holds the input" in message
+    assert (tmp_path / "f.zarr" / "analysis").exists()
 
 
 def test_a_template_may_not_leave_its_folder(run: Run, tmp_path: Path) -> None:

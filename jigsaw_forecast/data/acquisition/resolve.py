@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +145,20 @@ def resolve_input(request: InputRequest) -> ResolvedInput:
     if problems:
         raise DataError("\n".join(problems))
     return ResolvedInput(spec, files)
+
+
+def local_paths(
+    spec: str, init_times: Sequence[np.datetime64], members: Sequence[int]
+) -> list[Path]:
+    """The files and stores of this machine that a spec names, whether they are there or not."""
+    found: dict[Path, None] = {}
+    for init_time in init_times:
+        for member in members or (None,):
+            with suppress(DataError):  # `resolve_input` tells of it
+                parsed = parse_spec(fill_template(spec, init_time, member))
+                if isinstance(parsed, Path):
+                    found[parsed] = None
+    return list(found)
 
 
 def _local(path: Path, spec: str) -> InputFile:

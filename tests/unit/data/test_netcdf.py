@@ -154,7 +154,7 @@ def test_members_are_chosen_by_number(tmp_path: Path) -> None:
     data = dataset(values, ("number", "latitude", "longitude"), number=("number", [0, 7]))
     path = saved(tmp_path, data)
     np.testing.assert_array_equal(read(path, member=7), temperature_map() + 5)
-    with pytest.raises(DataError, match="ensemble members 0, 7, choose one"):
+    with pytest.raises(DataError, match="ensemble members 0, 7; give --members N"):
         read(path)
 
 

@@ -232,7 +232,7 @@ def test_members_must_be_chosen(tmp_path: Path) -> None:
             for number in range(3)
         ],
     )
-    assert "ensemble members 0 to 2, choose one" in refusal(path, T500)
+    assert "ensemble members 0 to 2; give --members N" in refusal(path, T500)
     np.testing.assert_allclose(read(path, T500, member=2)[0], temperature_map() + 2, atol=STEP)
     assert "missing t500" in refusal(path, T500, member=5)
 
