@@ -149,7 +149,8 @@ def test_a_file_of_which_nothing_is_taken_is_told_of(
     unwanted = tmp_path / "unwanted.nc"
     _dataset(WARMTH).isel(latitude=slice(0, 4)).to_netcdf(unwanted)
     mask = tmp_path / "mask.nc"
-    _dataset(WARMTH)[WARMTH.variable][0].drop_vars("time").rename("land_sea_mask").to_netcdf(mask)
+    no_land = 0 * _dataset(WARMTH)[WARMTH.variable][0].drop_vars("time")
+    no_land.rename("land_sea_mask").to_netcdf(mask)
     with caplog.at_level(logging.WARNING, "jigsaw_forecast"):
         _convert(tmp_path, wanted, unwanted, mask, fields=(WARMTH,))
     assert f"{unwanted}: none of the fields wanted is in it" in caplog.text
