@@ -16,6 +16,7 @@ from jigsaw_forecast.parallel.mesh import single_rank_mesh
 from jigsaw_forecast.train import view
 from jigsaw_forecast.train.meter import Meter
 from jigsaw_forecast.train.output import TrainOutput
+from jigsaw_forecast.train.profiling import profiled
 from jigsaw_forecast.train.reporting import Reporter, StepReport
 from jigsaw_forecast.train.run import train_recipe
 from jigsaw_forecast.train.tensorboard import TensorBoard, numbers
@@ -110,3 +111,13 @@ def test_lines_wait_for_room_on_a_full_disk_and_none_is_torn(
     monkeypatch.undo()
     lines = output.metrics.read_text().splitlines()
     assert [json.loads(line)["train_step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_a_run_too_short_for_a_profile_says_so_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("jigsaw_forecast"), "propagate", True)
+    with profiled(tmp_path / "profile", single_rank_mesh()) as after_step:
+        after_step()
+    assert "no profile: the run had fewer than 5 train steps" in caplog.text
+    assert not (tmp_path / "profile").exists()
