@@ -212,7 +212,7 @@ class _Loop:
         go_on = (
             f"go on from the checkpoint of step {saved}"
             if saved
-            else "start again, no checkpoint is there yet,"
+            else "start again (no checkpoint is there yet)"
         )
         raise StoppedError(
             f"{found}; lower train.phases learning_rate, or {go_on} with --resume, which may skip "

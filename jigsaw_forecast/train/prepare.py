@@ -4,6 +4,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from numpy.random import SeedSequence
+
 from jigsaw_forecast.data.forcings import ForcingMaps, static_fields
 from jigsaw_forecast.data.statistics import Statistics, load_statistics, save_statistics
 from jigsaw_forecast.data.stores import open_store
@@ -73,6 +76,9 @@ def prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh, stop: Stop) ->
         StoppedError: A signal came.
     """
     config, train = recipe.model, recipe.train
+    # a checkpoint holds the state of torch's generator, which starts anywhere: replicas differ in
+    # it, the ranks of one model group do not
+    torch.manual_seed(int(SeedSequence((recipe.seed, mesh.data.index)).generate_state(1)[0]))
     model = _make_model(recipe, mesh)
     all_fields = (*config.prognostic_fields, *config.diagnostic_fields)
     store = together(

@@ -1,13 +1,27 @@
 """Metrics for TensorBoard, an optional extra."""
 
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from jigsaw_forecast.errors import RecipeError
 
 _LEFT_OUT = ("train_step", "rank_seconds")
+
+
+def check_installed() -> None:
+    """Refuses to train for TensorBoard without its package.
+
+    Raises:
+        RecipeError: It is not installed.
+    """
+    try:
+        import torch.utils.tensorboard  # noqa: F401  slow to import and not always there
+    except ImportError as error:
+        raise RecipeError(
+            "train.tensorboard = true: missing package tensorboard; install it by `pip "
+            "install 'jigsaw-forecast[tensorboard]'` or leave the key out"
+        ) from error
 
 
 class TensorBoard:
@@ -34,19 +48,6 @@ class TensorBoard:
     def close(self) -> None:
         """Ends writing."""
         self._writer.close()
-
-
-def check_tensorboard() -> None:
-    """Refuses a recipe that asks for what is not installed.
-
-    Raises:
-        RecipeError: The package is missing.
-    """
-    if find_spec("tensorboard") is None:
-        raise RecipeError(
-            "train.tensorboard = true: missing package tensorboard; install it by `pip "
-            "install 'jigsaw-forecast[tensorboard]'` or leave the key out"
-        )
 
 
 def numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

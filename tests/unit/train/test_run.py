@@ -127,7 +127,9 @@ def test_a_run_in_two_parts_is_the_same_to_the_last_bit(
     whole: Path, store: Path, tmp_path: Path, first: int
 ) -> None:
     recipe = write_recipe(tmp_path, store)
+    torch.seed()  # a process of its own starts with random numbers of its own
     _train(recipe, tmp_path / "out", max_steps=first)
+    torch.seed()
     _train(recipe, tmp_path / "out", resume=True)
     one, two = read_tensors(whole, 10), read_tensors(tmp_path / "out", 10)
     assert one.keys() == two.keys()
@@ -280,15 +282,6 @@ def test_data_that_fail_do_not_cost_the_save_under_way(
     with pytest.raises(DataError, match="the disk is gone"):
         _train(write_recipe(tmp_path, store), out, "train.checkpoint_every=2")
     assert (out / "checkpoints" / "latest" / "model.json").is_file()
-
-
-def test_tensorboard_that_is_not_there_is_refused_before_anything_is_made(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("jigsaw_forecast.train.tensorboard.find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"missing package tensorboard; install it by `pip"):
-        _train(write_recipe(tmp_path, store), tmp_path / "out", "train.tensorboard=true")
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
