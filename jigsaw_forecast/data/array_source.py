@@ -173,7 +173,8 @@ def describe(dataset: xr.Dataset, name: Hashable) -> FieldArray:
         lat, lon = roles[Axis.LATITUDE], roles[Axis.LONGITUDE]
         order = order_axes(array[lat].values, array[lon].values)
         grid = f"{order.kind} {array.sizes[lat]}x{array.sizes[lon]}"
-        faults.append(order.why)
+        bare = [str(dim) for dim in (lat, lon) if dim not in array.coords]
+        faults.append(f"missing coordinate {' and '.join(bare)}" if bare else order.why)
     else:
         grid, fault = _other_grid(array)
         faults.append(fault)

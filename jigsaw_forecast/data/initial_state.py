@@ -324,11 +324,17 @@ def _duplicate_faults(
     field: Field, choice: Choice, values: Mapping[FieldRecord, Float32Array]
 ) -> list[str]:
     """Records of one field whose values differ."""
+    first = choice.record
     return [
-        f"{field} occurs twice with different values: {choice.record.where} and {record.where}; "
-        "remove one"
+        f"{field} occurs twice with different values: {first.where} "
+        + (
+            f"has the time {_minutes(first.valid_time)} twice"
+            if record.where == first.where
+            else f"and {record.where}"
+        )
+        + "; remove one"
         for record in choice.duplicates
-        if not agree(values[choice.record], values[record])
+        if not agree(values[first], values[record])
     ]
 
 

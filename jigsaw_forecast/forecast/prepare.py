@@ -1,5 +1,6 @@
 """Everything of a run that follows from its request and its checkpoint: the same on every rank."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +225,7 @@ class _Sources:
 
     def why_not(self, path: Path) -> str:
         """Why a file or store may not be made under a name, otherwise empty."""
-        place = path.resolve()
+        place = Path(os.path.realpath(path))
         if place in self._names:
             return f"is the {self._names[place]}"
         if place in self._holders:
@@ -236,6 +237,6 @@ class _Sources:
 def _resolved(source: Path) -> Path | None:
     """Where a source is, None where it is not; what is meant for a remote one may be no name."""
     try:
-        return source.resolve(strict=True)
+        return Path(os.path.realpath(source, strict=True))
     except (OSError, ValueError):
         return None

@@ -338,6 +338,14 @@ def test_the_input_is_never_the_output(run: Run, tmp_path: Path) -> None:
     assert content(tmp_path) == before
 
 
+def test_a_link_to_itself_is_refused_as_input_and_output(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "loop.nc").symlink_to("loop.nc")
+    code, message = run("--input", tmp_path / "loop.nc")
+    assert (code, "cannot read" in message) == (2, True)
+    code, message = run("--output", tmp_path / "loop.nc")
+    assert (code, message.count("error: ")) == (2, 1)
+
+
 def test_an_output_that_holds_the_input_is_refused(run: Run, tmp_path: Path) -> None:
     assert run("--output", tmp_path / "f.zarr") == (0, "")
     inputs.write_store(tmp_path / "f.zarr" / "analysis", inputs.maps(FIELDS, 12, 24))

@@ -186,6 +186,24 @@ def test_another_calendar_is_refused_by_name(tmp_path: Path) -> None:
         read(saved(tmp_path, data))
 
 
+def test_a_file_of_groups_says_which_there_are(tmp_path: Path) -> None:
+    dataset(temperature_map()).to_netcdf(tmp_path / "a.nc", group="analysis")
+    with pytest.raises(DataError, match=r"only groups: analysis; make a file"):
+        open_source(tmp_path / "a.nc")
+
+
+def test_an_axis_without_coordinate_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="missing coordinate latitude"):
+        read(saved(tmp_path, dataset(temperature_map(), latitude=None)))
+
+
+def test_a_time_that_is_there_twice_with_other_values_is_refused_by_time(tmp_path: Path) -> None:
+    values = np.stack([temperature_map(), temperature_map() + 9])
+    data = dataset(values, ("time", "latitude", "longitude"), time=("time", [TIME, TIME]))
+    with pytest.raises(DataError, match="array t has the time 2026-06-24T00:00 twice; remove one"):
+        read(saved(tmp_path, data))
+
+
 def test_a_list_of_points_is_refused_as_unstructured(tmp_path: Path) -> None:
     data = dataset(
         temperature_map().ravel(),
