@@ -62,9 +62,8 @@ class Period:
             start, end = np.datetime64(parts[0], "s"), np.datetime64(parts[1], "s")
         except ValueError:
             raise ValueError(wrong) from None
-        unit = {4: "Y", 7: "M", 10: "D"}.get(len(parts[1]))
-        if unit is not None:
-            after = np.datetime64(parts[1], unit) + np.timedelta64(1, unit)
+        if len(parts[1]) <= len("2019-12-31"):  # numpy counts in years, months or days
+            after: np.datetime64 = np.datetime64(parts[1]) + 1
             end = after.astype("datetime64[s]") - np.timedelta64(1, "s")
         if end < start:
             raise ValueError(f"{text!r} ends before it starts")
