@@ -13,7 +13,6 @@ from jigsaw_forecast.errors import ForecastError, RecipeError
 if TYPE_CHECKING:
     from jigsaw_forecast.data.convert_fields import Selection
     from jigsaw_forecast.data.store import Period
-    from jigsaw_forecast.fields import Field
     from jigsaw_forecast.model.config import ModelConfig
 
 # The library is imported where a command needs it: xarray and eccodes take seconds and --help
@@ -239,8 +238,13 @@ def _selection(
     """
     from jigsaw_forecast.data.convert_fields import Selection
     from jigsaw_forecast.grid import Grid
+    from jigsaw_forecast.model.config import fields_from_names
 
-    named = _fields(fields)
+    names = [part.strip() for part in fields.split(",") if part.strip()]
+    try:
+        named = fields_from_names(names)
+    except ForecastError as error:
+        raise ForecastError(f"--fields: {error}") from None
     target = Grid.parse(grid) if grid else None
     if model is None:
         return Selection(named, target, member)
@@ -251,27 +255,6 @@ def _selection(
     if target is not None and target != model.grid_object:
         raise RecipeError(f"--grid {grid}, but the recipe's model has {model.grid}")
     return Selection(named or held, target, member)
-
-
-def _fields(text: str) -> "tuple[Field, ...]":
-    """The fields of a comma list.
-
-    Raises:
-        ForecastError: Some are unknown; lists them all.
-    """
-    from jigsaw_forecast.model.config import field_from_name
-
-    named, unknown = [], []
-    for name in filter(None, (part.strip() for part in text.split(","))):
-        try:
-            named.append(field_from_name(name))
-        except ForecastError:
-            unknown.append(name)
-    if unknown:
-        raise ForecastError(
-            f"--fields: no such fields: {', '.join(unknown)}; write them as z500, 2t, msl or tp"
-        )
-    return tuple(dict.fromkeys(named))
 
 
 def _period(text: str) -> "Period | None":

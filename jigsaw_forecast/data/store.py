@@ -83,6 +83,8 @@ def find_gaps(times: Times, interval: np.timedelta64) -> list[str]:
         num_missing, remainder = divmod(steps[place], interval)
         if num_missing > 1 and not remainder.astype(int):
             gap += f" ({num_missing - 1} missing)"
+        elif num_missing <= 0:
+            gap += " (doubled)" if steps[place] == np.timedelta64(0, "s") else " (out of order)"
         gaps.append(gap)
     return gaps
 
@@ -221,9 +223,11 @@ class Store(ABC):
         """
         gaps = self.find_gaps(period, interval)
         if gaps:
+            advice = "set data.allow_gaps = true to train on the whole sequences between them"
+            if (np.diff(self.times[self.indices(period)]) <= np.timedelta64(0, "s")).any():
+                advice = "sort them and keep each once, as `jigsaw-forecast data convert` does"
             hours = int(interval / np.timedelta64(1, "h"))
             raise DataError(
                 f"{self.path}: times missing or not {hours} h apart within {period}: "
-                f"{', '.join(gaps)}; set data.allow_gaps = true to train on the whole sequences "
-                "between them"
+                f"{', '.join(gaps)}; {advice}"
             )

@@ -1,6 +1,5 @@
 """The training set: normalised anomalies of this rank's piece, in memory or read ahead."""
 
-import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -28,8 +27,6 @@ __all__ = ["Batch", "ReadAhead", "SampleOrder", "TrainingSet"]
 
 Array = npt.NDArray[np.float32]
 
-_log = logging.getLogger(__name__)
-
 TIMES_PER_READ = 120  # one shard of the nature run
 BYTES_PER_READ = 1 << 26  # statistics hold several times as much in float64
 
@@ -43,6 +40,7 @@ class TrainingSet:
 
     Attributes:
         times: Valid times of the period, datetime64[s], ascending.
+        gaps: Where times are missing, as text.
     """
 
     def __init__(
@@ -75,11 +73,7 @@ class TrainingSet:
         self._store = store
         self._samples = SampleTimes(store, period, config.step_hours, allow_gaps=allow_gaps)
         self.times, self._indices = self._samples.times, self._samples.indices
-        if gaps := self._samples.gaps:
-            _log.warning(
-                "%s: %d gaps within %s, trained on the whole sequences between them: %s",
-                *(store.path, len(gaps), period, ", ".join(gaps)),
-            )
+        self.gaps = tuple(self._samples.gaps)
         self._rows = pieces.rows
         self._prognostic = config.prognostic_fields[pieces.fields]
         self._diagnostic = config.diagnostic_fields[pieces.diagnostics]

@@ -70,8 +70,14 @@ class WeatherStore(Store):
         self.path = path
         if not path.exists():
             raise DataError(
-                f"missing {path}: no such store; set data.path, or make the nature run there with "
+                f"missing {path}: no such store; set data.path, or make it: of other data with "
+                f"`jigsaw-forecast data convert IN... {path}`, of a simulated planet with "
                 f"`jigsaw-forecast data nature-run {path}`"
+            )
+        if path.is_file():
+            raise DataError(
+                f"{path} is a file, expected a zarr store; make a training set of it with "
+                f"`jigsaw-forecast data convert {path} {path.with_suffix('.zarr')}`"
             )
         try:
             files = CountingStore(LocalStore(path, read_only=True))

@@ -71,6 +71,7 @@ class Checkpoints:
     """The checkpoints of a run: staged on the CPU, written by a thread of each rank.
 
     Attributes:
+        saved_step: Train step of the last that is whole, 0 where there is none.
         stalled_s: Seconds that training stood still for saves since they were last taken.
     """
 
@@ -89,7 +90,7 @@ class Checkpoints:
         self._mesh = state.model.mesh
         self._background = make_background(self._mesh)
         self._saver = BackgroundSaver(state.pieces())
-        self._saved_step = state.step  # the last that is whole
+        self.saved_step = state.step
         self._pending: int | None = None  # step of the save that is not settled
         self.stalled_s = 0.0
 
@@ -133,13 +134,13 @@ class Checkpoints:
         """
         if self._pending == self._state.step:
             self.settle()
-        if self._saved_step == self._state.step:
+        if self.saved_step == self._state.step:
             return
         self.save(sample_order, validation_loss)
         try:
             self._settle()
         except CheckpointError as error:
-            saved = f"go on from step {self._saved_step}" if self._saved_step else "start again"
+            saved = f"go on from step {self.saved_step}" if self.saved_step else "start again"
             raise StoppedError(
                 f"train step {self._state.step} cannot be saved: {error}; make room and {saved} "
                 "with --resume"
@@ -157,7 +158,7 @@ class Checkpoints:
             self._settle()
         except CheckpointError as error:
             if self._mesh.rank == 0:
-                last = f"of step {self._saved_step}" if self._saved_step else "none"
+                last = f"of step {self.saved_step}" if self.saved_step else "none"
                 _log.warning(
                     "the checkpoint of train step %d was not saved: %s; training goes on, the "
                     "last whole checkpoint is %s",
@@ -168,7 +169,7 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         self._saver.settle()
         if pending is not None:
-            self._saved_step = pending
+            self.saved_step = pending
 
 
 class _Write:

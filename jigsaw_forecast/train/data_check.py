@@ -103,7 +103,11 @@ def _check_period(store: Store, recipe: TrainRecipe, key: str, num_steps: int) -
     """
     text: str = getattr(recipe.data, key)
     hours = recipe.model.step_hours
-    times = SampleTimes(store, Period.parse(text), hours, allow_gaps=recipe.data.allow_gaps)
+    try:
+        times = SampleTimes(store, Period.parse(text), hours, allow_gaps=recipe.data.allow_gaps)
+    except DataError as error:
+        prefix = f"{store.path}: "
+        raise DataError(f"{prefix}data.{key}: {str(error).removeprefix(prefix)}") from None
     if not times.starts(num_steps).size:
         whole = " whole" if times.gaps else ""
         raise DataError(

@@ -206,9 +206,15 @@ class _Loop:
         self._run.checkpoints.settle()
         if train.on_non_finite == "skip":
             found = f"{found}, {self._num_skipped} in a row (train.max_skipped)"
+        saved = self._run.checkpoints.saved_step
+        go_on = (
+            f"go on from the checkpoint of step {saved}"
+            if saved
+            else "start again (no checkpoint is there yet)"
+        )
         raise StoppedError(
-            f"{found}; lower train.phases learning_rate, or go on from the last checkpoint with "
-            "--resume, which may skip such steps: --set train.on_non_finite=skip"
+            f"{found}; lower train.phases learning_rate, or {go_on} with --resume, which may skip "
+            "such steps: --set train.on_non_finite=skip"
         )
 
     def _validate(self) -> None:

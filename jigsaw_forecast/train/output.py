@@ -117,9 +117,20 @@ class TrainOutput:
             self.folder.rmdir()
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Adds one line to `metrics.jsonl`; what is no number becomes null, as JSON has it."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        """Adds one line to `metrics.jsonl`; what is no number becomes null, as JSON has it.
+
+        Raises:
+            OSError: It cannot be written; the file is as it was.
+        """
+        rest = memoryview((json.dumps(_finite(line), allow_nan=False) + "\n").encode())
+        with self.metrics.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(before)  # half a line would make the file unreadable
+                raise
 
     def forget_after(self, step: int) -> None:
         """Drops the metrics and checkpoints of steps after `step`; they will be made again."""

@@ -19,7 +19,7 @@ from jigsaw_forecast.train.reporting import Reporter, all_of
 from jigsaw_forecast.train.same_recipe import check_same_recipe
 from jigsaw_forecast.train.schema import TrainRecipe
 from jigsaw_forecast.train.stopping import Stop, stop_on_signal
-from jigsaw_forecast.train.tensorboard import TensorBoard
+from jigsaw_forecast.train.tensorboard import TensorBoard, check_installed
 from jigsaw_forecast.train.view import display
 
 # torchrun counts how often it has started the ranks again after one of them ended
@@ -64,6 +64,8 @@ def train_recipe(
     resume = resume or int(os.environ.get(_RESTARTS, "0")) > 0
     is_new = not folder.recipe.exists()
     together(ranks, lambda: folder.check(resume=resume))  # all look before the first one writes
+    if checked.train.tensorboard:
+        on_first_rank(ranks, check_installed)
     together(ranks, lambda: check_data(checked, folder.statistics))
     together(ranks, lambda: _check_recipe_of(folder, checked))
     with stop_on_signal() as stop:

@@ -1,13 +1,16 @@
 """What a training recipe holds: sections `data`, `model` and `train`."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from pydantic import Field as Setting
 
+from jigsaw_forecast.data.forcings import FORCINGS
 from jigsaw_forecast.data.weather_store import Period
-from jigsaw_forecast.fields import VARIABLES
+from jigsaw_forecast.errors import RecipeError
+from jigsaw_forecast.fields import VARIABLES, Role
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.train.weighting import LossWeighting
 
@@ -143,8 +146,8 @@ class TrainRecipe(_Section):
     train: TrainSection
 
     @model_validator(mode="after")
-    def _weights_name_fields(self) -> "TrainRecipe":
-        problems = []
+    def _agrees(self) -> "TrainRecipe":
+        problems = self._model_problems()
         known = set(self.model.fields) | set(VARIABLES)
         unknown = [name for name in self.train.field_weights if name not in known]
         if unknown:
@@ -168,3 +171,35 @@ class TrainRecipe(_Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _model_problems(self) -> list[str]:
+        """What a model cannot be trained with, though each key for itself may be right."""
+        model = self.model
+        problems = []
+        try:
+            model.check()
+        except RecipeError as error:
+            problems.append(str(error))
+        unknown = [name for name in model.forcings if name not in FORCINGS]
+        if unknown:
+            problems.append(
+                f"model.forcings: no such forcings: {', '.join(unknown)}; known here: "
+                f"{', '.join(FORCINGS)}"
+            )
+        names = (*model.fields, *model.diagnostics)
+        if doubled := [name for name, count in Counter(names).items() if count > 1]:
+            problems.append(
+                f"model.fields and model.diagnostics name more than once: {', '.join(doubled)}"
+            )
+        misplaced = {
+            field.short_name: field.spec.role
+            for field in model.prognostic_fields
+            if field.spec.role is not Role.PROGNOSTIC
+        }
+        if misplaced:
+            roles = ", ".join(f"{name} ({role.value})" for name, role in misplaced.items())
+            problems.append(
+                f"model.fields: no state to start from: {roles}; name a diagnostic field in "
+                "model.diagnostics, a static one in model.forcings"
+            )
+        return problems

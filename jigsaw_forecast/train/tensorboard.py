@@ -9,23 +9,28 @@ from jigsaw_forecast.errors import RecipeError
 _LEFT_OUT = ("train_step", "rank_seconds")
 
 
+def check_installed() -> None:
+    """Refuses to train for TensorBoard without its package.
+
+    Raises:
+        RecipeError: It is not installed.
+    """
+    try:
+        import torch.utils.tensorboard  # noqa: F401  slow to import and not always there
+    except ImportError as error:
+        raise RecipeError(
+            "train.tensorboard = true: missing package tensorboard; install it by `pip "
+            "install 'jigsaw-forecast[tensorboard]'` or leave the key out"
+        ) from error
+
+
 class TensorBoard:
     """Scalars by train step."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens a folder for them.
+        """Opens a folder for them; `check_installed` has been called."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import and not always there
 
-        Raises:
-            RecipeError: The package is not installed.
-        """
-        try:
-            # slow to import and not always there
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise RecipeError(
-                "train.tensorboard = true: missing package tensorboard; install it by `pip "
-                "install 'jigsaw-forecast[tensorboard]'` or leave the key out"
-            ) from error
         self._writer = SummaryWriter(str(folder))
 
     def add(self, line: dict[str, Any]) -> None:

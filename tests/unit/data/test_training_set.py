@@ -142,6 +142,13 @@ def test_a_store_that_is_not_there_is_refused(tmp_path: Path) -> None:
         WeatherStore(tmp_path / "none.zarr", FIELDS)
 
 
+def test_a_file_is_refused_with_how_to_train_on_it(tmp_path: Path) -> None:
+    path = tmp_path / "weather.nc"
+    path.touch()
+    with pytest.raises(DataError, match=r"is a file.*data convert .*weather\.nc .*weather\.zarr"):
+        WeatherStore(path, FIELDS)
+
+
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a readable zarr store"):
         WeatherStore(tmp_path, FIELDS)
