@@ -12,12 +12,18 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from jigsaw_forecast.data.convert_fields import Selection
-from jigsaw_forecast.data.convert_finish import find_statics, finish, plan_digest
+from jigsaw_forecast.data.convert_finish import (
+    clear_leftovers,
+    find_statics,
+    finish,
+    plan_digest,
+    put_in_place,
+)
 from jigsaw_forecast.data.convert_input import ConvertInput, open_input
 from jigsaw_forecast.data.convert_worker import (
     Work,
@@ -108,20 +114,20 @@ def convert(request: ConvertRequest) -> TrainingSetHeader:
     partial = work.folder
     existing = _existing(request, plan)
     if existing is not None:
-        _log.info("%s is whole: nothing to do", request.output)
         return existing
     for doubt in source.doubts:
         _log.warning("%s", doubt)
     statics = find_statics(source, request.statics)  # now, not after days of converting
     with _locked(partial, plan):
+        if (existing := _existing(request, plan)) is not None:
+            shutil.rmtree(partial)  # another process has just finished it
+            return existing
         todo = _find_todo(work)
         _log_start(request, work, len(todo))
         if todo:
             _convert_all(request, work, todo)
         header = finish(work, plan, statics)
-        if request.output.exists():  # --overwrite, checked above
-            shutil.rmtree(request.output)
-        partial.rename(request.output)
+        put_in_place(partial, request.output)
     return header
 
 
@@ -240,7 +246,7 @@ def _plan(request: ConvertRequest, work: Work) -> dict[str, Any]:
 
 
 def _existing(request: ConvertRequest, plan: dict[str, Any]) -> TrainingSetHeader | None:
-    """The header of a training set that is there already and is the one asked for.
+    """The header of a whole training set that is there already and is the one asked for.
 
     Raises:
         OutputError: Something else is there.
@@ -250,6 +256,9 @@ def _existing(request: ConvertRequest, plan: dict[str, Any]) -> TrainingSetHeade
         return None
     attributes = read_attributes(output)
     if attributes is not None and attributes.get("plan") == plan_digest(plan):
+        if (output / PLAN_FILE).exists():  # stopped after it got its name
+            clear_leftovers(output)
+        _log.info("%s is whole: nothing to do", output)
         return TrainingSetHeader.from_attributes(output, attributes)
     if attributes is None and not (output / ".zgroup").exists():
         raise OutputError(f"{output} exists and is no zarr store; choose another name")
@@ -272,11 +281,7 @@ def _locked(partial: Path, plan: dict[str, Any]) -> Iterator[None]:
     try:
         for folder in (partial, partial / VALUES, partial / PROGRESS_FOLDER):
             folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            fresh = path.with_name(f"{PLAN_FILE}.{os.getpid()}.partial")
-            fresh.write_text(json.dumps(plan))
-            fresh.rename(path)
-        stream = path.open("r")
+        stream = path.open("a+")
     except OSError as error:
         raise OutputError(f"cannot write {partial}: {error.strerror}") from None
     with stream:
@@ -286,14 +291,43 @@ def _locked(partial: Path, plan: dict[str, Any]) -> Iterator[None]:
             raise OutputError(f"{partial} is being written by another conversion") from None
         except OSError:
             _log.warning("%s: its file system has no locks; let no other conversion run", partial)
-        found = json.loads(stream.read())
-        if found != plan:
-            changed = [key for key in plan if found.get(key) != plan[key]]
+        if not path.exists() or not os.path.samestat(os.fstat(stream.fileno()), path.stat()):
             raise OutputError(
-                f"{partial} is the half of another conversion: {_differences(found, plan, changed)}"
-                "; run that command again, or delete the folder to start afresh"
+                f"{partial} has just been finished or deleted by another process; run the same "
+                "command again"
             )
+        _check_plan(stream, partial, plan)
         yield
+
+
+def _check_plan(stream: TextIO, partial: Path, plan: dict[str, Any]) -> None:
+    """Writes the plan into its file, or compares it with the one that is there.
+
+    Raises:
+        OutputError: It is another one, torn after shards were written, or cannot be written.
+    """
+    stream.seek(0)
+    try:
+        found = json.loads(stream.read())
+    except ValueError:  # just made, or by a process that was killed at once
+        if any((partial / PROGRESS_FOLDER).iterdir()):
+            raise OutputError(
+                f"{partial} is the half of a conversion whose {PLAN_FILE} is damaged; delete the "
+                "folder to start afresh"
+            ) from None
+        found = plan
+        try:
+            stream.truncate(0)
+            stream.write(json.dumps(plan))
+            stream.flush()
+        except OSError as error:
+            raise OutputError(f"cannot write {partial}: {error.strerror}") from None
+    if found != plan:
+        changed = [key for key in plan if found.get(key) != plan[key]]
+        raise OutputError(
+            f"{partial} is the half of another conversion: {_differences(found, plan, changed)}"
+            "; run that command again, or delete the folder to start afresh"
+        )
 
 
 def _differences(found: dict[str, Any], plan: dict[str, Any], changed: Sequence[str]) -> str:

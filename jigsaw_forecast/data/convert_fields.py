@@ -1,8 +1,9 @@
 """Which fields inputs of `data convert` hold, and which of them to take."""
 
-from collections.abc import Iterable
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 from jigsaw_forecast.data.conversions import CONVERTIBLE_TO
@@ -20,7 +21,8 @@ from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import VARIABLES, Field, LevelType, Role
 from jigsaw_forecast.grid import Grid
 
-MAX_OPEN_FILES = 16  # of each worker; a GRIB file is scanned again when it is opened again
+MIN_KEPT = 16  # sources that each worker keeps: a GRIB file is scanned when it is opened again
+MAX_KEPT = 512  # half of the files that a process may usually have open
 _CONVERTED_TO = {source: variable for variable, source in CONVERTIBLE_TO.items()}
 
 
@@ -39,10 +41,47 @@ class Selection:
     member: int | None = None
 
 
-@lru_cache(maxsize=MAX_OPEN_FILES)
+class _Sources:
+    """The sources opened last, as many as are read together at any time; threads share them."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Path, Source] = OrderedDict()
+        self._num_kept = MIN_KEPT
+        self._lock = threading.Lock()
+
+    def open(self, path: Path) -> Source:
+        with self._lock:
+            source = self._kept.pop(path, None) or open_source(path)
+            self._kept[path] = source
+            if len(self._kept) > self._num_kept:
+                self._kept.popitem(last=False)
+            return source
+
+    def keep(self, number: int) -> None:
+        with self._lock:
+            self._num_kept = max(self._num_kept, min(number, MAX_KEPT))
+
+
+_sources = _Sources()
+
+
 def opened(path: Path) -> Source:
-    """The source at a path; those opened last stay open."""
-    return open_source(path)
+    """The source at a path; those opened last stay open.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return _sources.open(path)
+
+
+def opened_together(paths: Sequence[Path]) -> list[Source]:
+    """Sources that are read one after the other again and again, so that all of them stay open.
+
+    Raises:
+        DataError: One cannot be read.
+    """
+    _sources.keep(len(paths))
+    return [opened(path) for path in paths]
 
 
 def find_fields(*paths: Path) -> tuple[Field, ...]:

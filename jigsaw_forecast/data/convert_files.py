@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jigsaw_forecast.data.convert_fields import Selection, as_trained_on, opened
+from jigsaw_forecast.data.convert_fields import Selection, as_trained_on, opened, opened_together
 from jigsaw_forecast.data.duplicates import agree
 from jigsaw_forecast.data.grib import GribSource
 from jigsaw_forecast.data.records import NOT_A_TIME, Axes, FieldRecord
@@ -83,10 +83,13 @@ class FileInput:
                 field = [self.fields[place]]
                 maps[place] = on_grid(found[None], self._axes, self.grid, field)[0]
 
-    def static(self, name: str) -> Array | None:
-        """As `ConvertInput.static`: the first record of any time, or of none."""
-        found = (read_statics(path, self.grid, (name,)).get(name) for path in self._paths)
-        return next((values for values in found if values is not None), None)
+    def statics(self) -> dict[str, Array]:
+        """As `ConvertInput.statics`: the first record of any time, or of none."""
+        found: dict[str, Array] = {}
+        for path in self._paths:
+            if missing := [name for name in STATICS if name not in found]:
+                found |= read_statics(path, self.grid, missing)
+        return found
 
     def _check_times(
         self, holders: dict[np.datetime64, list[int]]
@@ -103,7 +106,8 @@ class FileInput:
         first: FieldRecord | None = None
         for time, numbers in sorted(holders.items()):
             group = tuple(numbers)
-            is_array = not any(isinstance(opened(self._paths[n]), GribSource) for n in group)
+            sources = opened_together([self._paths[number] for number in group])
+            is_array = not any(isinstance(source, GribSource) for source in sources)
             if is_array and group in seen:
                 if seen[group]:
                     held[time] = group
@@ -146,8 +150,8 @@ class FileInput:
     def _records(self, numbers: Sequence[int], time: np.datetime64) -> list[FieldRecord]:
         return [
             as_trained_on(record)
-            for number in numbers
-            for record in opened(self._paths[number]).records_at(time)
+            for source in opened_together([self._paths[number] for number in numbers])
+            for record in source.records_at(time)
         ]
 
     def _choose(self, time: np.datetime64) -> list[Choice]:

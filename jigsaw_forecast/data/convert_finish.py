@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,7 @@ def find_statics(source: ConvertInput, apart: Path | None) -> dict[str, Array]:
     if apart is not None:
         found = read_statics(apart, source.grid)
     else:
-        maps = {name: source.static(name) for name in STATICS}
-        found = {name: values for name, values in maps.items() if values is not None}
+        found = source.statics()
     bad = [text for name, map_ in found.items() if (text := describe_bad_static(name, map_))]
     if bad:
         raise DataError(
@@ -73,7 +73,10 @@ def find_statics(source: ConvertInput, apart: Path | None) -> dict[str, Array]:
 
 
 def finish(work: Work, plan: Mapping[str, Any], statics: Mapping[str, Array]) -> TrainingSetHeader:
-    """Writes everything beside the values; the root's attributes last of what a reader wants.
+    """Writes everything beside the values, the root's attributes last; `put_in_place` follows.
+
+    Plan and progress stay: stopped in here, the same conversion finishes again and converts
+    nothing.
 
     Args:
         work: All shards of it are done.
@@ -110,15 +113,57 @@ def finish(work: Work, plan: Mapping[str, Any], statics: Mapping[str, Array]) ->
         _write(beside, CHECKSUM, checksums, ("time", "field"))
         beside.attrs.update({"digest": header.digest, "step_hours": header.step_hours})
         group.attrs.update({**header.to_attributes(), "plan": plan_digest(plan)})
-        shutil.rmtree(work.folder / PROGRESS_FOLDER)
         os.sync()  # a name that says whole must not outlive the bytes in a loss of power
-        (work.folder / PLAN_FILE).unlink()
     except OSError as error:
         raise OutputError(
             f"cannot write {work.folder}: {error.strerror}; free some space, then run the same "
             "command again to go on"
         ) from None
     return header
+
+
+def put_in_place(folder: Path, output: Path) -> None:
+    """Renames a finished set to its name; what had that name is deleted after that.
+
+    Stopped at any moment, the same command goes on to the same end: the new set is whole under
+    one of its names, with its plan.
+
+    Raises:
+        OutputError: It cannot be renamed.
+    """
+    replaced = _replaced_name(output)
+    try:
+        if os.path.lexists(output):
+            _delete(replaced)  # of a stop before, which the one at the name came after
+            os.rename(output, replaced)
+        os.rename(folder, output)
+    except OSError as error:
+        raise OutputError(
+            f"cannot rename {folder} to {output}: {error.strerror}; run the same command again"
+        ) from None
+    clear_leftovers(output)
+
+
+def clear_leftovers(output: Path) -> None:
+    """Deletes what a finished set does not need, the plan last: it tells that there is more."""
+    for path in (_replaced_name(output), output / PROGRESS_FOLDER, output / PLAN_FILE):
+        _delete(path)
+        if os.path.lexists(path):
+            _log.warning("%s is not needed any more and cannot be deleted", path)
+
+
+def _replaced_name(output: Path) -> Path:
+    """Where a set that `--overwrite` replaces waits until the new one has its name."""
+    return output.with_name(f".{output.name}.replaced")
+
+
+def _delete(path: Path) -> None:
+    """Deletes a file or folder as far as it can be; another process may do the same."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def data_digest(header: TrainingSetHeader, times: Times, checksums: Checksums) -> str:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from jigsaw_forecast.data.convert_fields import Selection, find_fields
-from jigsaw_forecast.data.convert_files import FileInput, on_grid
+from jigsaw_forecast.data.convert_files import STATICS, FileInput, on_grid
 from jigsaw_forecast.data.records import Axes
 from jigsaw_forecast.data.selection import list_times
 from jigsaw_forecast.data.store import Array, Store, Times
@@ -53,8 +54,8 @@ class ConvertInput(Protocol):
             DataError: Fields are missing at a time, or cannot be read.
         """
 
-    def static(self, name: str) -> Array | None:
-        """A static map [Y, X], None where no input holds it."""
+    def statics(self) -> dict[str, Array]:
+        """The static maps [Y, X] that any input holds, by name."""
 
 
 def open_input(paths: Sequence[Path], selection: Selection) -> ConvertInput:
@@ -142,14 +143,17 @@ class StoreInput:
             for target, maps in zip(part, values, strict=True):
                 target[...] = on_grid(maps, axes, self.grid, self.fields)
 
-    def static(self, name: str) -> Array | None:
-        """As `ConvertInput.static`."""
+    def statics(self) -> dict[str, Array]:
+        """As `ConvertInput.statics`."""
         source = self._stores[0].grid
-        for store in self._stores:
-            with suppress(DataError):
+        found: dict[str, Array] = {}
+        for store, name in product(self._stores, STATICS):
+            if name in found:
+                continue
+            with suppress(DataError):  # not there, or in units that are unknown
                 values = store.static(name)
                 if self._is_regridding:
                     axes = Axes(source.latitudes, source.longitudes)
                     values = on_grid(values[None], axes, self.grid, [Field(name)])[0]
-                return values[: self.grid.num_model_lat]
-        return None
+                found[name] = values[: self.grid.num_model_lat]
+        return found

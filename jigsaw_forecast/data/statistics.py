@@ -16,7 +16,7 @@ from jigsaw_forecast.data.field_moments import PointMoments
 from jigsaw_forecast.errors import DataError, OutputError
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.parallel.collectives import all_reduce_sum
-from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.mesh import Axis, Mesh
 
 Array = npt.NDArray[np.float32]
 Array64 = npt.NDArray[np.float64]
@@ -169,7 +169,7 @@ def row_weights(grid: Grid) -> Array64:
 
 
 class StatisticsBuilder:
-    """Gathers the statistics of this rank's fields and rows, chunk after chunk in time order."""
+    """Gathers the statistics of this rank's fields, rows and times, chunks in time order."""
 
     def __init__(
         self, num_fields: int, num_diagnostics: int, weights: Array64, num_lon: int, stride: int = 1
@@ -205,44 +205,40 @@ class StatisticsBuilder:
         """Forgets the last times, so that no tendency spans a gap."""
         self._tail = self._tail[:0]
 
-    def merge(self, other: "StatisticsBuilder") -> None:
-        """Adds another part of the times; no tendency between the parts."""
-        self.moments.merge(other.moments)
-        self.tendency_count += other.tendency_count
-        self.tendency_squares += other.tendency_squares
+    def follow(self, values: Array) -> None:
+        """Takes the times before the next ones, which another replica adds; shape as of `add`."""
+        self._tail = values[:, : self._num_fields].copy()
 
     def finish(self, mesh: Mesh, layout: "StatisticsLayout") -> Statistics:
-        """The statistics of all fields over the whole grid, the same on every rank.
+        """The statistics of all fields, times and the whole grid, the same on every rank.
 
         Args:
-            mesh: This rank's mesh.
+            mesh: This rank's mesh; each of its replicas has added its share of the times.
             layout: Where this rank's fields and rows lie in the whole.
 
         Raises:
             DataError: There are too few times, or a field never varies.
 
         Communication:
-            One all-reduce of the mean map and one of the sums, over domain and tensor.
+            Over data one all-reduce of this rank's mean map and two of sums; then one of the mean
+            map and two of sums over domain and tensor.
         """
-        if self.moments.count < MIN_TIMES or not self.tendency_count:
-            raise DataError(f"statistics need {MIN_TIMES} times, found {self.moments.count}")
         num_points = layout.num_rows * self.moments.mean.shape[-1]
         weights = self._weights[None, :, None] / num_points
         split = self._num_fields
-        means = (self.moments.mean * weights).sum(axis=(1, 2))
-        variances = (self.moments.squares * weights).sum(axis=(1, 2)) / self.moments.count
-        second = (np.square(self.moments.mean) * weights).sum(axis=(1, 2))
-        tendencies = self.tendency_squares / (self.tendency_count * num_points)
+        mean, variances, tendencies = self._join_replicas(mesh, weights)
+        tendencies /= num_points
+        means = (mean * weights).sum(axis=(1, 2))
+        second = (np.square(mean) * weights).sum(axis=(1, 2))
 
-        full_map = np.zeros((layout.num_fields, layout.num_rows, self.moments.mean.shape[-1]))
-        full_map[layout.fields, layout.rows] = self.moments.mean[:split]
+        full_map = np.zeros((layout.num_fields, layout.num_rows, mean.shape[-1]))
+        full_map[layout.fields, layout.rows] = mean[:split]
         sums = np.zeros((2, layout.num_fields))
         sums[:, layout.fields] = variances[:split], tendencies
         diagnostic = np.zeros((3, layout.num_diagnostics))
         diagnostic[:, layout.diagnostics] = np.stack([means, variances, second])[:, split:]
         for array in (full_map, sums, diagnostic):
-            reduced = torch.from_numpy(array).to(mesh.device)
-            array[...] = all_reduce_sum(reduced, (mesh.domain, mesh.tensor)).cpu().numpy()
+            array[...] = _sum_over(mesh, array, (mesh.domain, mesh.tensor))
         diagnostic_variance = diagnostic[1] + diagnostic[2] - np.square(diagnostic[0])
         statistics = Statistics(
             *(
@@ -258,6 +254,34 @@ class StatisticsBuilder:
         )
         statistics.check(layout.names)
         return statistics
+
+    def _join_replicas(self, mesh: Mesh, weights: Array64) -> tuple[Array64, Array64, Array64]:
+        """Mean map, variance about it and mean squared tendency of this piece over all times.
+
+        Where one replica has all times this changes no bit.
+
+        Source: Chan, Golub and LeVeque (1979): each part's squares about its own mean, plus its
+        count times the square of that mean's distance from the mean of all.
+        """
+        moments = self.moments
+        counts = _sum_over(
+            mesh, np.array([moments.count, self.tendency_count], np.float64), (mesh.data,)
+        )
+        if counts[0] < MIN_TIMES or not counts[1]:
+            raise DataError(f"statistics need {MIN_TIMES} times, found {counts[0]:.0f}")
+        mean = _sum_over(mesh, moments.mean * (moments.count / counts[0]), (mesh.data,))
+        squares = (moments.squares * weights).sum(axis=(1, 2))
+        if mesh.data.size > 1:
+            distance = (np.square(moments.mean - mean) * weights).sum(axis=(1, 2))
+            squares += moments.count * distance
+        sums = _sum_over(mesh, np.concatenate([squares, self.tendency_squares]), (mesh.data,))
+        return mean, sums[: len(squares)] / counts[0], sums[len(squares) :] / counts[1]
+
+
+def _sum_over(mesh: Mesh, array: Array64, axes: Sequence[Axis]) -> Array64:
+    """The sum over all ranks of some axes of the mesh, the same bits on each."""
+    reduced = all_reduce_sum(torch.from_numpy(array).to(mesh.device), axes)
+    return np.asarray(reduced.cpu().numpy())
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ Result = TypeVar("Result")
 MAX_THREADS = 8
 MAX_LISTED = 12  # bad maps in one message
 # 2019, 2019-12, 2019-12-31 or a time of that day
-_UNITS = {4: "datetime64[Y]", 7: "datetime64[M]", 10: "datetime64[D]"}  # by length of the text
 _TIME = re.compile(r"\d{4}(-\d{2}(-\d{2}([T ]\d{2}(:\d{2}(:\d{2})?)?)?)?)?")
 
 
@@ -63,8 +62,8 @@ class Period:
             start, end = np.datetime64(parts[0], "s"), np.datetime64(parts[1], "s")
         except ValueError:
             raise ValueError(wrong) from None
-        if len(parts[1]) in _UNITS:
-            after = np.datetime64(parts[1]).astype(_UNITS[len(parts[1])]) + 1
+        if len(parts[1]) <= len("2019-12-31"):  # numpy counts in years, months or days
+            after: np.datetime64 = np.datetime64(parts[1]) + 1
             end = after.astype("datetime64[s]") - np.timedelta64(1, "s")
         if end < start:
             raise ValueError(f"{text!r} ends before it starts")

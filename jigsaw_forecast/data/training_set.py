@@ -119,6 +119,8 @@ class TrainingSet:
     ) -> Statistics:
         """Statistics over the period, the same on every rank; before `normalise`.
 
+        Each replica reads its share of the times, one stretch of the period.
+
         Args:
             config: The architecture.
             mesh: This rank's mesh.
@@ -140,11 +142,17 @@ class TrainingSet:
             self._samples.stride if pairs is None else 1,
         )
 
+        parts = self._contiguous_places() if pairs is None else [(pair, 0) for pair in pairs]
+        index, size = mesh.data.index, mesh.data.size
+        own = parts[len(parts) * index // size : len(parts) * (index + 1) // size]
+
         def add_parts() -> None:
-            parts = self._contiguous_places() if pairs is None else ((pair, True) for pair in pairs)
-            for places, is_first in parts:
-                if is_first:
+            for number, (places, num_before) in enumerate(own):
+                if not num_before:
                     builder.start_again()
+                elif not number:  # the replica before this one has added these
+                    first = places[0] - min(num_before, self._samples.stride)
+                    builder.follow(self._physical(np.arange(first, places[0])))
                 builder.add(self._physical(places))
                 if advance is not None:
                     advance(len(places))
@@ -228,13 +236,14 @@ class TrainingSet:
     def _map_shape(self) -> tuple[int, int, int]:
         return len(self.fields), self._rows.stop - self._rows.start, self._store.grid.num_lon
 
-    def _contiguous_places(self) -> Iterator[tuple[Places, bool]]:
-        """Places of a part, and whether a gap comes before it."""
-        for sequence in self._samples.sequences:
-            size = self._times_per_part()
-            for start in range(sequence.start, sequence.stop, size):
-                stop = min(start + size, sequence.stop)
-                yield np.arange(start, stop), start == sequence.start
+    def _contiguous_places(self) -> list[tuple[Places, int]]:
+        """Places of each part, and how many come before it without a gap."""
+        size = self._times_per_part()
+        return [
+            (np.arange(start, min(start + size, sequence.stop)), start - sequence.start)
+            for sequence in self._samples.sequences
+            for start in range(sequence.start, sequence.stop, size)
+        ]
 
     def _parts(self) -> Iterator[slice]:
         size = self._times_per_part()

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from jigsaw_forecast.data import convert_fields
 from jigsaw_forecast.data.convert import ConvertRequest, convert
 from jigsaw_forecast.data.convert_fields import Selection, find_fields
 from jigsaw_forecast.data.mock import mock_fields, write_mock_store
+from jigsaw_forecast.data.source import Source, open_source
 from jigsaw_forecast.data.training_store import TrainingStore
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import Field
@@ -67,6 +69,24 @@ def test_fields_of_all_files_are_taken(tmp_path: Path) -> None:
     store = _convert(tmp_path, *files)
     found = store.read(np.arange(len(TIMES)), FIELDS, slice(0, 8))
     np.testing.assert_array_equal(found, VALUES)
+
+
+def test_files_that_share_out_fields_stay_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [_netcdf(tmp_path / f"{field}.nc", field) for field in FIELDS]
+    opens: list[Path] = []
+
+    def open_counted(path: Path) -> Source:
+        opens.append(path)
+        return open_source(path)
+
+    monkeypatch.setattr(convert_fields, "MIN_KEPT", 2)
+    monkeypatch.setattr(convert_fields, "_sources", convert_fields._Sources())
+    monkeypatch.setattr(convert_fields, "open_source", open_counted)
+    _convert(tmp_path, *files)
+    # once for the fields and once for the times; then as many as are read together stay open
+    assert len(opens) <= 3 * len(files) < len(TIMES) * len(files)
 
 
 def test_relative_humidity_and_height_count_for_what_they_are_converted_to(tmp_path: Path) -> None:
@@ -149,8 +169,8 @@ def test_a_file_of_which_nothing_is_taken_is_told_of(
     unwanted = tmp_path / "unwanted.nc"
     _dataset(WARMTH).isel(latitude=slice(0, 4)).to_netcdf(unwanted)
     mask = tmp_path / "mask.nc"
-    no_land = 0 * _dataset(WARMTH)[WARMTH.variable][0].drop_vars("time")
-    no_land.rename("land_sea_mask").to_netcdf(mask)
+    land = _dataset(WARMTH)[WARMTH.variable][0].drop_vars("time") * 0.0
+    land.rename("land_sea_mask").to_netcdf(mask)
     with caplog.at_level(logging.WARNING, "jigsaw_forecast"):
         _convert(tmp_path, wanted, unwanted, mask, fields=(WARMTH,))
     assert f"{unwanted}: none of the fields wanted is in it" in caplog.text

@@ -1,12 +1,15 @@
 """Statistics of a training set against numpy on the whole and hand calculation."""
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 
+from jigsaw_forecast.data import recompute
 from jigsaw_forecast.data.field_moments import PointMoments
 from jigsaw_forecast.data.mock import mock_fields, write_mock_store
 from jigsaw_forecast.data.recompute import StatisticsRequest, compare_statistics
@@ -19,7 +22,9 @@ from jigsaw_forecast.data.statistics import (
     row_weights,
     save_statistics,
 )
-from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.data.store import Period
+from jigsaw_forecast.data.weather_store import WeatherStore
+from jigsaw_forecast.errors import DataError, StoppedError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.parallel.mesh import single_rank_mesh
@@ -219,3 +224,49 @@ def test_statistics_from_any_number_of_workers_are_those_of_training(tmp_path: P
     expected = builder.finish(MESH, StatisticsLayout(("z500", "2t", "tp"), 2, 4, *everything))
     for name, array in expected.to_arrays().items():
         np.testing.assert_allclose(found.to_arrays()[name], array, rtol=1e-5)
+
+
+@pytest.fixture
+def long_chunks(tmp_path: Path) -> Path:
+    """A store whose chunks hold eight times."""
+    times = np.datetime64("2020-01-01T00", "h") + np.arange(20) * np.timedelta64(6, "h")
+    write_mock_store(tmp_path / "mock.zarr", (Field("2m_temperature"),), Grid.parse("8x5"), times)
+    data = xr.open_zarr(tmp_path / "mock.zarr", chunks=None, consolidated=False).load()
+    data.drop_encoding().to_zarr(
+        tmp_path / "long.zarr",
+        encoding={"2m_temperature": {"chunks": (8, 5, 8)}},
+        zarr_format=3,
+        consolidated=False,
+    )
+    return tmp_path / "long.zarr"
+
+
+@pytest.mark.parametrize(("read_bytes", "expected"), [(1 << 20, [4, 8, 1]), (512, [4, 4, 4, 1])])
+def test_times_of_a_chunk_are_read_together(
+    long_chunks: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int, expected: list[int]
+) -> None:
+    period = Period.parse("2020-01-02/2020-01-05T00")
+    blocks: list[int] = []
+    read = WeatherStore.read
+
+    def read_noted(store: WeatherStore, indices: np.ndarray, *others: object) -> np.ndarray:
+        blocks.append(len(indices))
+        return read(store, indices, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WeatherStore, "read", read_noted)
+    monkeypatch.setattr(recompute, "READ_BYTES", read_bytes)
+    report = compare_statistics(StatisticsRequest(long_chunks, period=period))
+    assert blocks == expected
+    exact = WeatherStore(long_chunks, report.fields)
+    values = exact.read(exact.indices(period), report.fields, slice(0, 4))
+    assert report.maximum == [values.max()]
+
+
+def test_a_worker_stops_where_another_has_failed(
+    long_chunks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = multiprocessing.get_context("spawn").Event()
+    stop.set()
+    monkeypatch.setattr(recompute, "_stop", stop)
+    with pytest.raises(StoppedError, match="stopped between two reads"):
+        compare_statistics(StatisticsRequest(long_chunks))
