@@ -45,6 +45,7 @@ def plot_forecast(
     variables: Sequence[Field] | None = None,
     lead_times: Sequence[np.timedelta64] | None = None,
     init_time: np.datetime64 | None = None,
+    member: int | None = None,
     notice: str | None = None,
 ) -> Path:
     """Draws a forecast into one PNG and returns its path.
@@ -56,6 +57,7 @@ def plot_forecast(
         lead_times: One row each; default: the initial state (or the first lead time) and the
             days 1, 3, 5 and 10, as far as the forecast has them.
         init_time: Which forecast of several; default: the first.
+        member: Which of an ensemble; None for the first.
         notice: What must be said of this forecast; default: the product's own attribute
             `notice`, which GRIB cannot hold.
 
@@ -63,7 +65,7 @@ def plot_forecast(
         DataError: The forecast cannot be read or lacks what is asked for.
         OutputError: The picture cannot be written.
     """
-    maps = open_maps(forecast)
+    maps = open_maps(forecast, member)
     init, leads = _choose_times(forecast, maps, lead_times, init_time)
     lacking = [chosen for chosen in variables or () if chosen not in maps.fields]
     if lacking:
@@ -105,7 +107,8 @@ def draw(
     """The figure: titles, a row for each lead time, a colour bar under each column."""
     page = _Page(len(panels), len(leads), has_notice=bool(notice))
     figure = Figure(figsize=(page.width, page.height), facecolor="white")
-    title = f"{maps.attributes.get('title', 'Forecast')}, started {_time_words(init)}"
+    of_member = "" if maps.member is None else f", member {maps.member}"
+    title = f"{maps.attributes.get('title', 'Forecast')}{of_member}, started {_time_words(init)}"
     figure.text(0.5, page.up(0.3), title, ha="center", va="center", **_TITLE)
     if notice:
         figure.text(0.5, page.up(0.65), notice, ha="center", va="center", **_NOTICE)

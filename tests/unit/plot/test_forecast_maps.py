@@ -82,6 +82,30 @@ def test_maps_read_are_those_written(tmp_path: Path, name: str) -> None:
         assert found.latitudes == pytest.approx(GRID.latitudes)
 
 
+@pytest.mark.parametrize("name", ["f.zarr", "f.nc", "f.grib2"])
+def test_one_member_of_an_ensemble_is_drawn(tmp_path: Path, name: str) -> None:
+    lead = np.timedelta64(24, "h")
+    spec = OutputSpec((HEIGHT,), GRID, (INIT,), (lead,), {}, {}, members=(0, 1), num_members=2)
+    writer = open_writer(tmp_path / name, spec, overwrite=False)
+    for member in (0, 1):
+        data = torch.tensor(np.stack([wave(HEIGHT, 24) + 10 * member]))
+        writer.write(State(data, (HEIGHT,), GRID, INIT, lead), member)
+        writer.mark_done(INIT, lead, member)
+    writer.finish()
+    first, second = (open_maps(tmp_path / name, wanted) for wanted in (None, 1))
+    assert (first.member, second.member) == (0, 1)
+    maps = [one.read(HEIGHT, INIT, lead) for one in (first, second)]
+    assert maps[0] is not None
+    assert maps[1] is not None
+    np.testing.assert_allclose(maps[1].values - maps[0].values, 10.0, atol=0.2)
+    assert any(
+        "member 1" in text for text in texts(draw(second, [field_panel(HEIGHT)], INIT, [lead]))
+    )
+    assert plot_forecast(tmp_path / name, tmp_path / "f.png", member=1).exists()
+    with pytest.raises(DataError, match="missing member 7; it has members 0, 1"):
+        open_maps(tmp_path / name, 7)
+
+
 def test_absent_precipitation_reads_as_none(tmp_path: Path) -> None:
     maps = open_maps(write(tmp_path / "f.zarr", (0, 24)))
     assert maps.read(RAIN, INIT, np.timedelta64(0, "h")) is None
