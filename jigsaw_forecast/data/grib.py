@@ -9,6 +9,7 @@ import eccodes
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_forecast.data.eccodes_log import silence_eccodes
 from jigsaw_forecast.data.grib_grid import GribGrid, read_grid
 from jigsaw_forecast.data.grib_messages import GribField, find_fields, read_field
 from jigsaw_forecast.data.grib_packing import why_not_timed, why_not_unpackable
@@ -81,6 +82,7 @@ class GribSource:
         Raises:
             DataError: The file is empty, truncated, damaged or holds foreign bytes.
         """
+        silence_eccodes()
         self.path = path
         self._fields, self.bytes_read = find_fields(path)
         self._templates: dict[bytes, FieldRecord] = {}

@@ -7,6 +7,7 @@ import eccodes
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_forecast.data.eccodes_log import silence_eccodes
 from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.fields import Field, LevelType, plausible_range
 from jigsaw_forecast.forecast.product import OutputSpec, Slot
@@ -31,6 +32,10 @@ CONTROL_MEMBER = 0  # as ECMWF numbers it
 CONTROL_FORECAST, PERTURBED_FORECAST = 3, 4  # code table 1.4
 UNPERTURBED, PERTURBED = 1, 192  # code table 4.6
 ALIASES = {"packing": "packingType", "bits": "bitsPerValue"}
+PACKINGS = (
+    *("grid_ccsds", "grid_simple", "grid_complex", "grid_complex_spatial_differencing"),
+    *("grid_ieee", "grid_jpeg", "grid_png"),
+)
 # What no key of a user's may change: the meaning of the values and their order.
 _SAID = (
     *("edition", "paramId", "stepType", "stepRange", "validityDate", "validityTime"),
@@ -67,8 +72,14 @@ def check_grib_keys(spec: OutputSpec) -> None:
         OutputError: Unknown keys, values that are refused, archive keys without centre 98, or
             keys that the forecast itself sets; all of them in one message.
     """
+    silence_eccodes()
     keys = dict(spec.grib_keys)
     problems: list[str] = []
+    packing = keys.get("packingType", DEFAULT_KEYS["packingType"])
+    if packing not in PACKINGS:
+        names = ", ".join(name.removeprefix("grid_") for name in PACKINGS)
+        problems.append(f"packingType={packing} is unknown; use {names}")
+        del keys["packingType"]  # eccodes would list all of its own on stderr
     handle = eccodes.codes_grib_new_from_samples("regular_ll_pl_grib2")
     try:
         centre = keys.pop("centre", NO_CENTRE)

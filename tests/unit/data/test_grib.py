@@ -229,6 +229,17 @@ def test_damaged_packing_is_refused_by_message(tmp_path: Path) -> None:
         list(source.read(source.records()))
 
 
+def test_eccodes_itself_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its lines on stderr would stand before the one message of the command."""
+    data = message(temperature_map(), packingType="grid_ieee")
+    GribSource(write(tmp_path / "a", data))
+    handle = eccodes.codes_new_from_message(data)
+    with pytest.raises(eccodes.CodesInternalError):
+        eccodes.codes_get_values(handle, ktype=np.float32)
+    eccodes.codes_release(handle)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_flipped_bit_is_refused_or_gives_a_field(tmp_path: Path) -> None:
     """Whatever the bit, reading ends with values or with a DataError, never in another way."""
     whole = message(temperature_map(), edition=1)

@@ -183,16 +183,21 @@ def test_key_that_changes_what_the_values_mean_is_refused(
     ("keys", "says"),
     [
         ({"bitsPerValue": "99"}, "bitsPerValue=99 packs no"),
-        ({"packingType": "grid_simple_log_preprocessing"}, "log_preprocessing with bitsPerValue"),
+        (
+            {"packingType": "grid_png", "bitsPerValue": "16"},
+            "grid_png with bitsPerValue=16 packs no",
+        ),
+        ({"packingType": "grid_run_length"}, "grid_run_length is unknown; use ccsds, simple"),
     ],
 )
 def test_packing_that_eccodes_cannot_do_is_refused_at_opening(
-    tmp_path: Path, keys: dict[str, str], says: str
+    tmp_path: Path, keys: dict[str, str], says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spec = make_spec(grib_keys=keys, lead_times=hours(6))
     with pytest.raises(OutputError, match=says):
         open_writer(tmp_path / "f.grib2", spec, overwrite=False)
     assert list(tmp_path.iterdir()) == []
+    assert "ECCODES" not in "".join(capfd.readouterr())
 
 
 def test_nan_is_refused_before_encoding(tmp_path: Path) -> None:
