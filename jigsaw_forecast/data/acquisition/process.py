@@ -94,8 +94,8 @@ def _describe_end(is_done: bool, code: int, deadline_s: float, last: list[str]) 
     if is_done:
         return f"the fetching process ended with code {code}: {' | '.join(last)}"
     return (
-        f"not done within the deadline of {deadline_s:g} s{said}; set {DEADLINE_VARIABLE} or, but "
-        "for a URL, add deadline=SECONDS to --input to allow more"
+        f"not done within the deadline of {deadline_s:g} s{said}; add deadline=SECONDS to --input "
+        f"or set {DEADLINE_VARIABLE} to allow more"
     )
 
 
