@@ -99,6 +99,14 @@ def test_a_second_run_takes_the_cache_and_a_damaged_file_is_fetched_again(
     assert not list(cache.glob("*.partial-*"))
 
 
+def test_a_fetch_takes_no_module_from_the_working_folder(
+    server: Server, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "requests.py").write_text("raise SystemExit('taken from the working folder')")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_input(request(open_data(server))).file(INIT).path.exists()
+
+
 def test_a_silent_server_ends_at_the_deadline(server: Server, cache: Path) -> None:
     server.faults["grib2"] = ["silence"] * 9
     start_s = time.monotonic()
