@@ -164,7 +164,7 @@ def _check_outputs(
     problems.of(lambda: check_side_files(request, folder, products))
     if fields is not None:
         spec = make_spec(request, manifest, schedule, fields)
-        problems.of(lambda: check_keys(products, spec))
+        problems.of(lambda: check_keys(products, spec, request.grib_keys))
         problems.of(lambda: check_scoring(products, spec))
     return products
 

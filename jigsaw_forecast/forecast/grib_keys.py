@@ -27,7 +27,8 @@ DEFAULT_MARS_KEYS = {"class": "ml", "stream": "oper", "type": "fc"}
 PRECIPITATION = "total_precipitation_6hr"
 PRECIPITATION_PARAM_ID = 228228  # total precipitation in kg m-2, the form that GRIB 2 has
 PRECIPITATION_HOURS = 6
-DEFAULT_ENSEMBLE_KEYS = {"stream": "enfo", "type": "pf"}
+DEFAULT_ENSEMBLE_KEYS = {"stream": "enfo"}
+MAX_MEMBERS = 255  # templates 4.1 and 4.11 count them in one octet
 CONTROL_MEMBER = 0  # as ECMWF numbers it
 CONTROL_FORECAST, PERTURBED_FORECAST = 3, 4  # code table 1.4
 UNPERTURBED, PERTURBED = 1, 192  # code table 4.6
@@ -267,6 +268,8 @@ def set_times(handle: int, field: Field, slot: Slot, user: Mapping[str, str]) ->
     for key, value in member_keys.items():
         if key not in user:
             eccodes.codes_set(handle, key, value)
+    if "type" not in user and any(key in user for key in MARS_KEYS):
+        eccodes.codes_set(handle, "type", "cf" if is_control else "pf")
 
 
 def date_and_time(instant: np.datetime64) -> tuple[int, int]:

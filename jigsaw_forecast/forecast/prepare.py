@@ -121,7 +121,7 @@ def prepare(request: RunRequest) -> Setting:
     )
     spec = make_spec(request, manifest, schedule, fields)
     check_side_files(request, folder, products)
-    check_keys(products, spec)
+    check_keys(products, spec, request.grib_keys)
     mesh = ",".join(f"{axis}={degree}" for axis, degree in request.mesh.items() if degree > 1)
     identity = Identity(
         request.precision,

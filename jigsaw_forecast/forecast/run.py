@@ -214,7 +214,7 @@ def _load_and_roll(
         mesh,
         plausible_ranges(setting.manifest),
         stop,
-        Deadline(request.deadline_s, meter.seconds["start"]),
+        Deadline(request.deadline_s, meter.age_s),
         history,
         num_steps=num_steps,
         stops_implausible=request.stops_implausible,

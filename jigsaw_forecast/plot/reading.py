@@ -17,6 +17,7 @@ from jigsaw_forecast.fields import VARIABLES, Field, LevelType, find_variable
 
 FloatArray = npt.NDArray[np.float64]
 PARTIAL_SUFFIX = ".partial"  # of a product until all of its lead times are written
+_DIMS = ("time", "prediction_timedelta", "latitude", "longitude")
 _MEMBERS = "number"  # of a forecast store
 GRIB_SUFFIXES = (".grib", ".grib2", ".grb", ".grb2")
 
@@ -88,13 +89,14 @@ class _ArrayMaps:
             data = xr.open_zarr(path) if path.is_dir() else xr.open_dataset(path)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{path} is neither a zarr store nor a netCDF file: {error}") from error
-        dims = ("time", "prediction_timedelta", "latitude", "longitude")
-        lacking = [dim for dim in dims if dim not in data.coords]
+        lacking = [dim for dim in _DIMS if dim not in data.coords]
         if lacking:
             raise DataError(
                 f"{path} is not a forecast: missing dims {', '.join(lacking)}; it has "
                 f"{', '.join(map(str, data.dims))}"
             )
+        for dim in _DIMS[:2]:  # of one time, which may have no dim
+            data = data if dim in data.dims else data.expand_dims(dim)
         numbers = [int(number) for number in np.atleast_1d(data.get(_MEMBERS, []))]
         self.member = _choose_member(path, numbers, member)
         if _MEMBERS in data.dims:
@@ -109,6 +111,8 @@ class _ArrayMaps:
             raise DataError(f"{path}: prediction_timedelta is {leads.dtype}, expected a timedelta")
         self.lead_times = tuple(np.sort(leads.astype("timedelta64[s]")))
         self.fields = tuple(_fields_of(data))
+        if not self.fields:
+            raise DataError(f"{path} holds no field that can be drawn")
 
     def read(self, chosen: Field, init: np.datetime64, lead: np.timedelta64) -> Map | None:
         place: dict[str, object] = {"time": init, "prediction_timedelta": lead}
@@ -128,7 +132,7 @@ class _ArrayMaps:
 def _fields_of(data: xr.Dataset) -> list[Field]:
     fields = []
     for name, variable in VARIABLES.items():
-        if name not in data or "prediction_timedelta" not in data[name].dims:
+        if name not in data or set(data[name].dims) - {"level"} != set(_DIMS):
             continue
         if variable.level_type is LevelType.SURFACE:
             fields.append(Field(name))

@@ -60,6 +60,15 @@ class Server(http.server.ThreadingHTTPServer):
             self._made[stamp] = make_cycle(stamp, self.shift_hours, self.lacking.get(stamp, set()))
         return self._made[stamp]
 
+    def hold(self, stamp: str, index: bytes, data: bytes) -> None:
+        """Serves these as a cycle's index and GRIB file."""
+        self._made[stamp] = (index, data)
+
+    def shift_to(self, hours: int) -> None:
+        """Replaces all cycles by such of another valid time under the same names."""
+        self.shift_hours = hours
+        self._made.clear()
+
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: Server

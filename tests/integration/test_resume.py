@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from jigsaw_forecast.cli.main import main
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast import rolling
+from jigsaw_forecast.forecast import run as run_module
 from jigsaw_forecast.forecast.staging import ProductLock
 from tests.integration import inputs
 
@@ -281,6 +283,19 @@ def test_a_run_that_would_be_late_stops_and_says_where(run: Run, tmp_path: Path)
     assert "beyond --deadline 0.001" in message
     assert "holds 1 of 6 lead times" in message
     assert run("--resume") == (0, "")
+
+
+def test_a_deadline_counts_the_loading(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, load = time.perf_counter, run_module.load_checkpoint
+
+    def load_slowly(*arguments: object) -> object:
+        monkeypatch.setattr(time, "perf_counter", lambda: clock() + 2e6)
+        return load(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_module, "load_checkpoint", load_slowly)
+    code, message = run("--deadline", "1000000")
+    assert code == 3
+    assert "stopped after lead time 6 h: " in message
 
 
 def test_implausible_fields_are_reported_by_lead_time(

@@ -14,6 +14,7 @@ from typing import Any
 
 from jigsaw_forecast.data.acquisition.spec import DEADLINE_VARIABLE, FetchLimits
 from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.parallel.launch import module_arguments
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def run_child(task: Mapping[str, Any], limits: FetchLimits, folder: Path) -> dic
     }
     with (folder / "log.txt").open("w+", errors="replace") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jigsaw_forecast.data.fetch"],
+            [sys.executable, *module_arguments("jigsaw_forecast.data.fetch")],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

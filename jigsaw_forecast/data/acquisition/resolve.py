@@ -13,6 +13,7 @@ from jigsaw_forecast.data.acquisition.cache import Cache, CachedFile, cache_fold
 from jigsaw_forecast.data.acquisition.process import run_child
 from jigsaw_forecast.data.acquisition.request import InputRequest
 from jigsaw_forecast.data.acquisition.spec import (
+    URL,
     RemoteSpec,
     fill_template,
     is_template,
@@ -119,7 +120,7 @@ def resolve_input(request: InputRequest) -> ResolvedInput:
             )
         spec = str(request.default)
     files: dict[Key, InputFile] = {}
-    fetched: dict[str, CachedFile] = {}
+    fetched: dict[tuple[str, np.datetime64], CachedFile] = {}
     problems: dict[str, None] = {}
     for init_time in request.init_times:
         for member in request.members or (None,):
@@ -132,10 +133,13 @@ def resolve_input(request: InputRequest) -> ResolvedInput:
                     found = _local(parsed, spec)
                 else:
                     shared = () if is_own_file else tuple(request.members)
-                    where = f"{text} {start}"
-                    if where not in fetched:
-                        fetched[where] = _fetch(parsed, request, start, shared)
-                    cached = fetched[where]
+                    cached = fetched.get((text, start))
+                    if cached is None and parsed.source == URL:
+                        same = [file for (other, _), file in fetched.items() if other == text]
+                        cached = _find_holder(same, start)
+                    if cached is None:
+                        cached = _fetch(parsed, request, start, shared)
+                    fetched[text, start] = cached
                     found = InputFile(cached.path, None, cached.origin, cached.sha256)
             except DataError as fault:
                 problems[str(fault)] = None
@@ -166,6 +170,14 @@ def _local(path: Path, spec: str) -> InputFile:
         named = f" (from the template {spec})" if is_template(spec) else ""
         raise DataError(f"cannot read {path}: no such file{named}")
     return InputFile(path, None, str(path))
+
+
+def _find_holder(files: Sequence[CachedFile], init_time: np.datetime64) -> CachedFile | None:
+    """The first of the files that holds an initial time: a URL may be that of many times."""
+    for file in files:
+        if init_time in open_source(file.path).valid_times():
+            return file
+    return None
 
 
 def _fetch(
@@ -227,8 +239,7 @@ def _check_fetched(target: Path, init_time: np.datetime64, task: Task) -> None:
         source = open_source(target)
     except DataError as fault:
         raise DataError(str(fault).replace(str(target), "what was fetched")) from None
-    if task["kind"] == "url":
-        return  # a file of any times: the plan of the initial state looks for its own
+    # a URL or an archive may give other times too: the plan of the initial state takes its own
     wrong = [
         r for r in source.records() if r.valid_time != init_time and not np.isnat(r.valid_time)
     ]
@@ -243,5 +254,5 @@ def _check_fetched(target: Path, init_time: np.datetime64, task: Task) -> None:
             raise DataError(
                 f"what was fetched is of another time, expected "
                 f"{init_time.astype('datetime64[m]')}: {'; '.join(found[:_NUM_SHOWN])}{more}; "
-                "the source is stale or its index is wrong"
+                f"the source is stale{'' if task['kind'] == URL else ' or its index is wrong'}"
             )

@@ -1,6 +1,7 @@
 """Claims about GRIB 2 products, read back by cfgrib and by eccodes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import cfgrib
@@ -133,6 +134,24 @@ def test_archive_keys_are_written_when_given(tmp_path: Path) -> None:
     names = ("centre", "class", "expver", "type", "stream", "generatingProcessIdentifier")
     for found in read_messages(path, *names, "shortName"):
         assert list(found.values())[:6] == ["ecmf", "ml", "0001", "fc", "oper", 7]
+
+
+def test_the_control_is_of_another_archive_type_than_the_members(tmp_path: Path) -> None:
+    keys = {"centre": "ecmf", "class": "ml"}
+    spec = make_spec(
+        fields=FIELDS[:1], lead_times=hours(6), grib_keys=keys, members=(0, 1), num_members=255
+    )
+    for user, types in ({}, ("cf", "pf")), ({"type": "fc"}, ("fc", "fc")):
+        path = tmp_path / f"{types[0]}.grib2"
+        writer = open_writer(path, replace(spec, grib_keys=keys | user), overwrite=False)
+        for member in spec.members:
+            writer.write(make_state(spec, 6), member)
+            writer.mark_done(INIT, spec.lead_times[0], member)
+        writer.finish()
+        found = read_messages(path, "type", "stream", "number", "numberOfForecastsInEnsemble")
+        assert [tuple(message.values()) for message in found] == [
+            (types[member], "enfo", member, 255) for member in (0, 1)
+        ]
 
 
 def test_all_wrong_keys_are_in_one_message(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -104,6 +105,18 @@ def test_one_member_of_an_ensemble_is_drawn(tmp_path: Path, name: str) -> None:
     assert plot_forecast(tmp_path / name, tmp_path / "f.png", member=1).exists()
     with pytest.raises(DataError, match="missing member 7; it has members 0, 1"):
         open_maps(tmp_path / name, 7)
+
+
+def test_a_store_of_one_initial_time_needs_no_dim_for_it(tmp_path: Path) -> None:
+    with xr.open_zarr(write(tmp_path / "f.zarr", (0, 24), (HEIGHT,))) as data:
+        one = data.isel(time=0).drop_attrs()
+        one["temperature"] = one["geopotential"].expand_dims("experiment")
+        one.to_netcdf(tmp_path / "one.nc")
+    maps = open_maps(tmp_path / "one.nc")
+    assert maps.fields == (HEIGHT,)
+    found = maps.read(HEIGHT, INIT, np.timedelta64(24, "h"))
+    assert found is not None
+    np.testing.assert_allclose(found.values, wave(HEIGHT, 24), rtol=1e-6)
 
 
 def test_absent_precipitation_reads_as_none(tmp_path: Path) -> None:
