@@ -61,7 +61,8 @@ class GribWriter(Writer):
         self._templates: dict[Field, int] = {}
         self._num_encoded = 0
         self._end = max((mark["end_byte"] for mark in self._done.values()), default=0)
-        self._table: list[Row] = []  # of the lead time that is written
+        # of lead times that are written but not marked: where each begins, and its messages
+        self._unmarked: dict[Slot, tuple[int, list[Row]]] = {}
         self._memory = threading.local()
         self._pool = ThreadPoolExecutor(num_encoders(), "grib")
         if self._staging is not None:
@@ -175,11 +176,11 @@ class GribWriter(Writer):
     def write_at(self, slot: Slot, table: Sequence[Row], payload: Payload) -> None:
         """See `Writer.write_at`."""
         places, held = {}, dict(payload)
+        if self.is_creator:
+            self._unmarked.setdefault(slot, (self._end, []))[1].extend(table)
         for number, size, _ in table:
             places[number] = self._end
             self._end += size
-        if self.is_creator:
-            self._table += table
         assert self._file is not None or not payload, "a rank that does not share has nothing here"
         with reported(self.path):
             for number in sorted(held):
@@ -191,20 +192,19 @@ class GribWriter(Writer):
         self.write_at(slot, describe(payload), payload)
 
     def _mark(self, slot: Slot) -> Mark:
-        table, self._table = self._table, []
+        # a lead time without a field, at which nothing was appended, has nothing here
+        start, table = self._unmarked.pop(slot, (self._end, []))
+        num_bytes = sum(size for _, size, _ in table)
         if self._file is not None and hasattr(os, "posix_fadvise"):
             # starts to write it to the disk, or all of it would have to wait for the end
-            num_bytes = sum(size for _, size, _ in table)
-            start = self._end - num_bytes
             advice = self._file.fileno(), start, num_bytes, os.POSIX_FADV_DONTNEED
             self._pool.submit(os.posix_fadvise, *advice)  # takes 30 ms, for which ranks would wait
-        return {"end_byte": self._end, "messages": [[size, crc] for _, size, crc in table]}
+        return {"end_byte": start + num_bytes, "messages": [[size, crc] for _, size, crc in table]}
 
     def _seal(self) -> None:
         assert self._file is not None
         assert self._staging is not None
         with reported(self.path):
-            os.fsync(self._file.fileno())
             num_bytes = self._staging.partial.stat().st_size
         if num_bytes != self._end:
             raise OutputError(

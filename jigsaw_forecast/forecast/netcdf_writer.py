@@ -19,7 +19,7 @@ from jigsaw_forecast.forecast.cf import (
     variable_dims,
 )
 from jigsaw_forecast.forecast.product import Maps, Mark, OutputSpec, Payload, Slot, Writer
-from jigsaw_forecast.forecast.staging import reported
+from jigsaw_forecast.forecast.staging import PARTIAL_SUFFIX, remove_if_possible, reported
 from jigsaw_forecast.state import State
 
 COMPRESSION_LEVEL: Final = 1  # zlib; higher levels cost much time for a few per cent
@@ -33,15 +33,20 @@ class NetcdfWriter(Writer):
     """
 
     _dataset: netCDF4.Dataset | None = None
-    _crc32c = 0  # of the lead time that was written last
 
     def _open(self) -> None:
+        self._checksums: dict[Slot, int] = {}  # of lead times that are written but not marked
         if self._staging is not None:
             # RuntimeError is how netCDF4 reports a failure inside of HDF5
             with reported(self.path, RuntimeError):
                 path = self._staging.partial
                 new = self._copy_of(path) if self.goes_on else _new_dataset(path, self.spec)
                 self._dataset = new
+
+    @classmethod
+    def side_paths(cls, path: Path) -> tuple[Path, ...]:
+        """See `Writer.side_paths`: the copy that a resumed run makes first."""
+        return (_copy_path(path.with_name(path.name + PARTIAL_SUFFIX)),)
 
     @classmethod
     def recover(cls, partial: Path, spec: OutputSpec, marks: Mapping[Slot, Mark]) -> list[Slot]:
@@ -68,16 +73,20 @@ class NetcdfWriter(Writer):
 
         It is made, and stays open, as an uninterrupted run makes it, so that it ends the same.
         """
-        fresh = partial.with_name(f".{partial.name}.copy")
-        dataset = _new_dataset(fresh, self.spec)
-        with netCDF4.Dataset(partial, "r") as old:
-            for slot in self._done:
-                maps = _read_slot(old, self.spec, slot)
-                for field, values in zip(self.spec.fields, maps, strict=True):
-                    name, place = _place(self.spec, field, slot)
-                    dataset[name][place] = values
-                dataset.sync()
-        os.replace(fresh, partial)
+        fresh = _copy_path(partial)
+        try:
+            dataset = _new_dataset(fresh, self.spec)
+            with netCDF4.Dataset(partial, "r") as old:
+                for slot in self._done:
+                    maps = _read_slot(old, self.spec, slot)
+                    for field, values in zip(self.spec.fields, maps, strict=True):
+                        name, place = _place(self.spec, field, slot)
+                        dataset[name][place] = values
+                    dataset.sync()
+            os.replace(fresh, partial)
+        except BaseException:
+            remove_if_possible(fresh)
+            raise
         return dataset
 
     def _encode(self, states: State, maps: Maps, slot: Slot) -> Payload:
@@ -90,7 +99,8 @@ class NetcdfWriter(Writer):
     def _append(self, slot: Slot, payload: Payload) -> None:
         assert self._dataset is not None, "only the creator writes a netCDF file"
         shape = (self.spec.grid.num_lat, self.spec.grid.num_lon)
-        self._crc32c = _checksum(content for _, content in payload)
+        before = self._checksums.get(slot, 0)
+        self._checksums[slot] = _checksum((content for _, content in payload), before)
         with reported(self.path, RuntimeError):
             for number, content in payload:
                 values = np.frombuffer(content, np.float32).reshape(shape)
@@ -102,7 +112,7 @@ class NetcdfWriter(Writer):
         with reported(self.path, RuntimeError):
             self._dataset.sync()
         self._count()
-        return {"crc32c": self._crc32c}
+        return {"crc32c": self._checksums.pop(slot)}
 
     def _close(self) -> None:
         dataset, self._dataset = self._dataset, None
@@ -121,6 +131,10 @@ class NetcdfWriter(Writer):
         assert self._staging is not None
         with reported(self.path):
             self.bytes_written = self._staging.partial.stat().st_size
+
+
+def _copy_path(partial: Path) -> Path:
+    return partial.with_name(f".{partial.name}.copy")
 
 
 def _new_dataset(path: Path, spec: OutputSpec) -> netCDF4.Dataset:
@@ -164,9 +178,8 @@ def _place(spec: OutputSpec, field: Field, slot: Slot) -> tuple[str, tuple[int, 
     return field.variable, (*spec.row(slot), *level)
 
 
-def _checksum(maps: Iterable[bytes | memoryview]) -> int:
-    """Of the values of a lead time, in the order of the fields."""
-    checksum = 0
+def _checksum(maps: Iterable[bytes | memoryview], checksum: int = 0) -> int:
+    """Of the values of a lead time, in the order of the fields; goes on from those before."""
     for content in maps:
         checksum = google_crc32c.extend(checksum, np.frombuffer(content, np.uint8))
     return checksum

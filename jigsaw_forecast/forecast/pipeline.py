@@ -22,6 +22,7 @@ from jigsaw_forecast.forecast.exchange import Bands, exchange_bands
 from jigsaw_forecast.forecast.product import Slot
 from jigsaw_forecast.forecast.restart import RestartFolder
 from jigsaw_forecast.forecast.rollout import Snapshot
+from jigsaw_forecast.forecast.stopping import Implausible
 from jigsaw_forecast.forecast.writing import Job, Owners, Products
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.parallel.mesh import Mesh
@@ -79,6 +80,7 @@ class OutputPipeline:
         state: State | None,
         rollout_step: int,
         restart: tuple[RestartFolder, Snapshot] | None,
+        implausible: Sequence[Implausible] = (),
     ) -> None:
         """Hands a lead time of every model group over; waits where too many are under way.
 
@@ -87,6 +89,7 @@ class OutputPipeline:
             state: This rank's piece, None where its group is idle.
             rollout_step: The step that was made.
             restart: Where to save the model's state and what it is; None to save nothing.
+            implausible: What left its plausible range since the last that was handed over.
 
         Communication:
             Point to point within the model group, for each way in which its fields are shared out.
@@ -108,7 +111,7 @@ class OutputPipeline:
             for owners in dict.fromkeys(kinds):
                 bands[owners] = exchange_bands(self._config, self._mesh, state, dict(owners))
         folder = None if restart is None else restart[0]
-        job = Job(tuple(slots), {}, rollout_step, folder)
+        job = Job(tuple(slots), {}, rollout_step, folder, implausible=implausible)
         self._jobs.put(self._ready(job, bands, None if restart is None else restart[1].normalised))
         self.seconds.exchange += time.perf_counter() - began
 

@@ -1,7 +1,7 @@
 """Everything of a run that follows from its request and its checkpoint: the same on every rank."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,9 @@ from jigsaw_forecast.forecast.provenance import (
     grib_defaults,
     product_attributes,
 )
-from jigsaw_forecast.forecast.record import progress_path, read_record, record_path
+from jigsaw_forecast.forecast.record import progress_path, record_path
 from jigsaw_forecast.forecast.request import ForecastRequest, RunRequest
+from jigsaw_forecast.forecast.resume import Standing, find_whole
 from jigsaw_forecast.forecast.schedule import (
     Schedule,
     Start,
@@ -54,6 +55,7 @@ class Setting:
         products: Into what.
         identity: What decides every bit.
         score_plans: Digest of what is scored, by product that holds scores.
+        overwrite: Whether products that exist may be replaced.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class Setting:
     products: tuple[Product, ...]
     identity: Identity
     score_plans: Mapping[Path, str]
+    overwrite: bool
 
     def fingerprint(self, product: Product) -> Mapping[str, str]:
         """What a run must have in common with the one whose product it goes on with."""
@@ -75,19 +78,19 @@ class Setting:
         plan = self.score_plans[product.path][:16]
         return {**found, "truth": f"{scoring.truth}, {scoring.climatology}, plan {plan}"}
 
-    def is_finished(self) -> bool:
-        """Whether every product is there and this run's."""
-        return all(self._is_own_and_whole(product) for product in self.products)
+    def find_whole(self) -> dict[Path, Standing]:
+        """The products that are there, whole and this run's, as this rank sees them."""
+        found = {
+            product.path: find_whole(product, self.fingerprint(product), overwrite=self.overwrite)
+            for product in self.products
+        }
+        return {path: standing for path, standing in found.items() if standing is not None}
 
-    def lacking_inits(self) -> list[np.datetime64]:
+    def lacking_inits(self, whole: Container[Path]) -> list[np.datetime64]:
         """The initial times with a product that is not there yet: only they need an input."""
-        lacking = [product for product in self.products if not self._is_own_and_whole(product)]
+        lacking = [product for product in self.products if product.path not in whole]
         needed = {init for product in lacking for init in product.init_times}
         return [init for init in self.spec.init_times if init in needed]
-
-    def _is_own_and_whole(self, product: Product) -> bool:
-        record = read_record(product.path) if product.path.exists() else None
-        return record is not None and record.get("run") == self.fingerprint(product)
 
 
 def prepare(request: RunRequest) -> Setting:
@@ -139,6 +142,7 @@ def prepare(request: RunRequest) -> Setting:
         tuple(products),
         identity,
         check_scoring(products, spec),
+        request.overwrite,
     )
 
 

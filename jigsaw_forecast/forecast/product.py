@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.fields import Field
-from jigsaw_forecast.forecast.staging import ProductLock, Staging
+from jigsaw_forecast.forecast.staging import ProductLock, Staging, reported, sync
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.state import State
 
@@ -262,6 +262,11 @@ class Writer(ABC):
             after them is removed or will be written over.
         """
 
+    @classmethod
+    def side_paths(cls, path: Path) -> tuple[Path, ...]:
+        """What a writer that is killed may leave beside `NAME.partial`; nothing of most kinds."""
+        return ()
+
     def holds(
         self, init_time: np.datetime64, lead_time: np.timedelta64, member: int | None = None
     ) -> bool:
@@ -381,6 +386,7 @@ class Writer(ABC):
         if not self.is_creator:
             self._close()
             if self._staging is not None:
+                self._sync()
                 self._staging.release()
             return
         lacking = [slot for slot in self.spec.slots if slot not in self._done]
@@ -390,6 +396,7 @@ class Writer(ABC):
             raise OutputError(f"{self.path} is not whole; missing {listed}{more}")
         self._seal()
         self._close()
+        self._sync()
         self._is_whole = True
 
     def publish(self) -> None:
@@ -454,6 +461,12 @@ class Writer(ABC):
 
     def _seal(self) -> None:  # noqa: B027 - optional, not abstract
         """Completes metadata before closing."""
+
+    def _sync(self) -> None:
+        """Puts what this rank wrote on the disk: the name must not outlive a power cut alone."""
+        assert self._staging is not None
+        with reported(self.path):
+            sync(self._staging.partial)
 
 
 def describe(payload: Payload) -> list[Row]:

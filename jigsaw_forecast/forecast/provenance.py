@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -126,6 +126,28 @@ class RunHistory:
     resumed: bool
     states: dict[Start, StateDigests] = field(default_factory=dict)
     implausible: list[Implausible] = field(default_factory=list)
+    _known: set[Implausible] = field(default_factory=set)
+    _news: list[Implausible] = field(default_factory=list)
+
+    def go_on(
+        self, states: Mapping[Start, StateDigests], implausible: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Takes over what an earlier run, with whose products this one goes on, has noted."""
+        self.states.update(states)
+        self.note_implausible([Implausible(**item) for item in implausible])
+        self._news.clear()
+
+    def note_implausible(self, found: Sequence[Implausible]) -> None:
+        """Notes fields that left their range; what is known is found again by steps made again."""
+        fresh = [item for item in found if item not in self._known]
+        self._known.update(fresh)
+        self.implausible += fresh
+        self._news += fresh
+
+    def take_news(self) -> list[Implausible]:
+        """What was noted by this run since the last call."""
+        news, self._news = self._news, []
+        return news
 
     def record(
         self, product: Product, run: Fingerprint, seconds: Mapping[str, float]
@@ -142,6 +164,7 @@ class RunHistory:
             start: digests
             for start, digests in self.states.items()
             if start.init_time in product.init_times
+            and (start.member is None or start.member in product.members)
         }
         return {
             "product": product.path.name,
@@ -167,14 +190,5 @@ class RunHistory:
             "ended": now_text(),
             "resumed": self.resumed,
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
-            "implausible": [
-                {
-                    "forecast": item.forecast,
-                    "field": item.field,
-                    "lead_hours": item.lead_hours,
-                    "min": item.min,
-                    "max": item.max,
-                }
-                for item in self.implausible
-            ],
+            "implausible": [asdict(item) for item in self.implausible],
         }

@@ -27,6 +27,7 @@ _LONGEST_SHOWN = 90
 
 Fingerprint = Mapping[str, str]  # what a run must have in common with the one that it goes on with
 StateDigests = Mapping[str, str]  # field -> digest of its initial values
+Finding = Mapping[str, Any]  # of a field that left its plausible range
 
 
 @dataclass
@@ -37,17 +38,20 @@ class Progress:
         run: Fingerprint of the run that makes the product.
         states: Digests of the initial states that forecasts were started from.
         marks: Lead times that are done, in order.
+        implausible: What left its plausible range up to them.
     """
 
     run: Fingerprint
     states: dict[Start, StateDigests] = field(default_factory=dict)
     marks: dict[Slot, Mark] = field(default_factory=dict)
+    implausible: list[Finding] = field(default_factory=list)
 
     def lines(self) -> list[dict[str, Any]]:
         """As the file holds it."""
         return [
             {"format": _FORMAT, "run": dict(self.run)},
             *(start_line(start, digests) for start, digests in self.states.items()),
+            *([implausible_line(self.implausible)] if self.implausible else []),
             *(done_line(slot, mark) for slot, mark in self.marks.items()),
         ]
 
@@ -64,6 +68,11 @@ def done_line(slot: Slot, mark: Mark) -> dict[str, Any]:
         "valid_time": str(slot.init_time + slot.lead_time),
         **mark,
     }
+
+
+def implausible_line(found: Sequence[Finding]) -> dict[str, Any]:
+    """The line that notes what left its plausible range before the lead times that follow."""
+    return {"implausible": [dict(item) for item in found]}
 
 
 def progress_path(product: Path) -> Path:
@@ -91,6 +100,8 @@ def read_progress(product: Path) -> Progress | None:
             if "start" in line:
                 init, member = line.pop("start")
                 progress.states[Start(np.datetime64(init, "s"), member)] = line["state"]
+            elif "implausible" in line:
+                progress.implausible += line["implausible"]
             elif "done" in line:
                 init, hours, member = line.pop("done")
                 del line["valid_time"]
@@ -132,6 +143,14 @@ def read_record(product: Path) -> dict[str, Any] | None:
         return None
     is_own = isinstance(record, dict) and record.get("format") == _FORMAT
     return record if is_own else None
+
+
+def recorded_states(record: Mapping[str, Any]) -> dict[Start, StateDigests]:
+    """What the forecasts of a product were started from, as its record has it."""
+    return {
+        Start(np.datetime64(item["init_time"], "s"), item["member"]): item["sha256"]
+        for item in record.get("initial_states", [])
+    }
 
 
 def check_record_name(product: Path) -> None:

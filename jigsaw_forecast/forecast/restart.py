@@ -1,14 +1,16 @@
 """What a forecast goes on from after a stop: each rank's piece of the model's state, on disk.
 
-`.NAME.restart/INIT/step-00012/rank-00001.safetensors` beside the first product that the forecast
-is written into. A file holds the digest of its content and appears under its name when it is
-whole; a step counts only when the files of all ranks are there and match. The last two are kept,
-and the folder goes when the products have their names.
+`.NAME.restart/INIT/step-00012/rank-00001.safetensors` beside a product that has its name, and
+loses its lock, only when all of the forecast is written: the first that holds its last lead time.
+A file holds the digest of its content and appears under its name when it is whole; a step counts
+only when the files of all ranks are there and match. The last two are kept. States are removed by
+a forecast that ends, and by a run that begins and does not go on from them; by nobody else.
 """
 
 import hashlib
 import os
 import shutil
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jigsaw_forecast.errors import OutputError
-from jigsaw_forecast.forecast.schedule import Start
+from jigsaw_forecast.forecast.product import Product
+from jigsaw_forecast.forecast.schedule import Schedule, Start
 from jigsaw_forecast.forecast.staging import remove_if_possible, reported
 
 NUM_KEPT = 2
@@ -28,8 +31,26 @@ _DIGEST = "sha256"
 
 
 def restart_root(product: Path) -> Path:
-    """The folder of the restart states of the forecasts whose first product this is."""
+    """The folder of the restart states of forecasts that keep them beside this product."""
     return product.with_name(f".{product.name}.restart")
+
+
+def restart_product(products: Sequence[Product], start: Start, schedule: Schedule) -> Product:
+    """The product beside which a forecast keeps its restart states."""
+    last = start.at(schedule.lead_times[-1])
+    return next(product for product in products if last in product.slots)
+
+
+def keep_only(products: Sequence[Product], kept: Collection["RestartFolder"]) -> None:
+    """Removes all restart states beside products but those of some forecasts."""
+    folders = {restart.folder for restart in kept}
+    for product in products:
+        root = restart_root(product.path)
+        for folder in root.glob("*"):
+            if folder not in folders:
+                remove_if_possible(folder)
+        with suppress(OSError):
+            root.rmdir()
 
 
 @dataclass(frozen=True)
@@ -37,7 +58,7 @@ class RestartFolder:
     """The restart states of one forecast.
 
     Attributes:
-        product: The first product that the forecast is written into.
+        product: See `restart_product`.
         start: The forecast.
         num_ranks: Ranks of its model group, each of which has a file.
     """

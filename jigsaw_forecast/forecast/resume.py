@@ -3,7 +3,7 @@
 import json
 import logging
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.forecast.output import writer_kind
 from jigsaw_forecast.forecast.product import ONE_HOUR, Mark, OutputSpec, Product, Slot
 from jigsaw_forecast.forecast.record import (
+    Finding,
     Fingerprint,
     Progress,
     StateDigests,
@@ -21,14 +22,18 @@ from jigsaw_forecast.forecast.record import (
     describe_differences,
     read_progress,
     read_record,
+    recorded_states,
     remove_progress,
     write_progress,
 )
-from jigsaw_forecast.forecast.restart import RestartFolder, restart_root
+from jigsaw_forecast.forecast.restart import RestartFolder, keep_only
 from jigsaw_forecast.forecast.schedule import Schedule, Start
 from jigsaw_forecast.forecast.staging import (
     PARTIAL_SUFFIX,
     ProductLock,
+    old_path,
+    put_back,
+    refusal,
     remove,
     remove_if_possible,
     reported,
@@ -48,11 +53,13 @@ class Standing:
         is_whole: Whether it has its name and is this run's.
         marks: Lead times that are done and were found undamaged.
         states: Digests of the initial states that its forecasts were started from.
+        implausible: What left its plausible range so far.
     """
 
     is_whole: bool = False
     marks: dict[Slot, Mark] = field(default_factory=dict)
     states: dict[Start, StateDigests] = field(default_factory=dict)
+    implausible: list[Finding] = field(default_factory=list)
 
     def as_text(self) -> str:
         """For the other ranks."""
@@ -67,6 +74,7 @@ class Standing:
                     [str(start.init_time), start.member, dict(digests)]
                     for start, digests in self.states.items()
                 ],
+                "implausible": [dict(item) for item in self.implausible],
             }
         )
 
@@ -82,7 +90,32 @@ class Standing:
             Start(np.datetime64(init, "s"), member): digests
             for init, member, digests in found["states"]
         }
-        return cls(found["is_whole"], marks, states)
+        return cls(found["is_whole"], marks, states, found["implausible"])
+
+
+def find_whole(product: Product, run: Fingerprint, *, overwrite: bool) -> Standing | None:
+    """A product that is there, whole, and this run's; None where it is not.
+
+    A record is written just before its product takes the name. So where `NAME.partial` is this
+    run's too, and has all that it needs to take the name, `NAME` may be an older product that it
+    is to replace. It also counts before that where it may replace `NAME`.
+
+    Args:
+        product: The product.
+        run: Fingerprint of this run.
+        overwrite: Whether a product that exists may be replaced.
+    """
+    path = product.path
+    record = read_record(path) if path.exists() else None
+    if record is None or describe_differences(record.get("run", {}), run):
+        return None
+    progress = read_progress(path) if _partial(path).exists() else None
+    if progress is not None and not describe_differences(progress.run, run):
+        num_marks = sum(slot in product.slots for slot in progress.marks)
+        if overwrite or num_marks == len(product.slots):
+            return None
+    states, implausible = recorded_states(record), record.get("implausible", [])
+    return Standing(is_whole=True, states=states, implausible=implausible)
 
 
 def take_up(
@@ -108,6 +141,10 @@ def take_up(
     with reported(path):
         lock = ProductLock(path, joins=False)
     try:
+        with reported(path):
+            put_back(path)
+        if not resume and (reason := refusal(path, overwrite=overwrite)) is not None:
+            raise OutputError(reason)
         standing = _find(product, spec, run, overwrite=overwrite) if resume else Standing()
         if not standing.is_whole:
             _prepare(path, run, standing)
@@ -115,7 +152,7 @@ def take_up(
         lock.release()
         raise
     if standing.is_whole:
-        remove_if_possible(restart_root(path))  # left likewise
+        _remove_sides(path)
         lock.release()
         return standing, None
     return standing, lock
@@ -127,21 +164,21 @@ def _find(product: Product, spec: OutputSpec, run: Fingerprint, *, overwrite: bo
     Raises:
         OutputError: Names what differs.
     """
-    path = product.path
-    if path.exists():
+    path, partial = product.path, _partial(product.path)
+    there = find_whole(product, run, overwrite=overwrite)
+    if there is not None:
+        return there
+    if path.exists() and not overwrite:
         record = read_record(path)
-        different = describe_differences(record["run"], run) if record else []
-        if record and not different:
-            remove_progress(path)  # as `remove_leftovers`
-            return Standing(is_whole=True)
-        if not overwrite:
-            why = "; ".join(different) if record else f"missing its record {path.name}.json"
-            raise OutputError(
-                f"--resume: {path} is of another run ({why}); add --overwrite to replace it, or "
-                "choose another --output"
-            )
+        why = f"missing its record {path.name}.json"
+        if record is not None:
+            different = describe_differences(record.get("run", {}), run)
+            why = "; ".join(different) or f"its record may be that of {partial.name}, which is done"
+        raise OutputError(
+            f"--resume: {path} is of another run ({why}); add --overwrite to replace it, or "
+            "choose another --output"
+        )
     progress = read_progress(path)
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
     if progress is None or not partial.exists():
         return Standing()
     if different := describe_differences(progress.run, run):
@@ -162,41 +199,70 @@ def _find(product: Product, spec: OutputSpec, run: Fingerprint, *, overwrite: bo
             len(whole),
         )
     marks = {slot: expected[slot] for slot in whole}
-    return Standing(False, marks, progress.states if marks else {})
+    return Standing(False, marks, progress.states, progress.implausible) if marks else Standing()
 
 
 def _prepare(path: Path, run: Fingerprint, standing: Standing) -> None:
     """Makes what is on disk agree with what this run goes on with."""
     with reported(path):
         if not standing.marks:
-            remove(path.with_name(path.name + PARTIAL_SUFFIX))
-            remove(restart_root(path))
-        write_progress(path, Progress(run, standing.states, standing.marks))
+            remove(_partial(path))
+            for side in writer_kind(path).side_paths(path):
+                remove(side)
+        progress = Progress(run, standing.states, standing.marks, standing.implausible)
+        write_progress(path, progress)
 
 
-def forget_product(path: Path) -> None:
-    """Removes what `take_up` has made for a product of which nothing is done."""
-    remove_progress(path)
-    remove_if_possible(restart_root(path))
-
-
-def remove_leftovers(path: Path) -> None:
-    """Removes what a run that was killed just after the naming has left beside a product."""
-    try:
-        lock = ProductLock(path, joins=False)
-    except (OutputError, OSError):
-        return  # that run still lives, another rank does it, or the folder allows nothing
-    remove_progress(path)
-    remove_if_possible(restart_root(path))
-    lock.release()
-
-
-def first_product(products: Sequence[Product], start: Start, schedule: Schedule) -> Product:
-    """The product beside which a forecast keeps its restart states."""
+def remove_leftovers(products: Sequence[Product]) -> None:
+    """Removes what a run that was killed just after the naming has left beside its products."""
     for product in products:
-        if any(start.at(lead) in product.slots for lead in schedule.lead_times):
-            return product
-    raise AssertionError(f"nothing is written of {start}")
+        try:
+            lock = ProductLock(product.path, joins=False)
+        except (OutputError, OSError):
+            continue  # that run still lives, or the folder allows nothing
+        _remove_sides(product.path)
+        if not _partial(product.path).exists():
+            keep_only([product], [])
+        lock.release()
+
+
+def _remove_sides(path: Path) -> None:
+    """Removes what the making of a product that has its name has left, but no other product."""
+    if _partial(path).exists():
+        return  # of a run that is to replace it
+    remove_progress(path)
+    for side in (old_path(path), *writer_kind(path).side_paths(path)):
+        remove_if_possible(side)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
+def find_steps(
+    folders: Sequence[RestartFolder],
+    products: Sequence[Product],
+    standings: Mapping[Path, Standing],
+    schedule: Schedule,
+) -> list[int | None]:
+    """The rollout step that each forecast goes on from; removes the states that none goes on from.
+
+    On one rank, when all products are locked. Arguments and results: see `step_to_go_on_from`.
+    """
+    begun = {
+        Start(slot.init_time, slot.member)
+        for product in products
+        for slot in _slots_there(product, standings[product.path])
+    }
+    steps = [
+        # without anything done, nothing tells whether the states that are there are this run's
+        step_to_go_on_from(folder, products, standings, schedule, is_begun=folder.start in begun)
+        for folder in folders
+    ]
+    # beside what is whole there may be the states of a run that is to replace it
+    own = [p for p in products if not (standings[p.path].is_whole and _partial(p.path).exists())]
+    keep_only(own, [folder for folder, step in zip(folders, steps, strict=True) if step])
+    return steps
 
 
 def step_to_go_on_from(
@@ -204,6 +270,8 @@ def step_to_go_on_from(
     products: Sequence[Product],
     standings: Mapping[Path, Standing],
     schedule: Schedule,
+    *,
+    is_begun: bool,
 ) -> int | None:
     """The rollout step that a forecast goes on from: 0 at its start, None where all is written.
 
@@ -212,6 +280,7 @@ def step_to_go_on_from(
         products: All products of the run.
         standings: How far each product is.
         schedule: Of the run.
+        is_begun: Whether anything of it is done.
     """
     lacking = [
         lead
@@ -223,10 +292,16 @@ def step_to_go_on_from(
     ]
     if not lacking:
         return None
+    if not is_begun:
+        return 0
     first_lacking = min(lacking)
     return next(
         (step for step in folder.whole_steps() if schedule.lead_time(step) < first_lacking), 0
     )
+
+
+def _slots_there(product: Product, standing: Standing) -> Collection[Slot]:
+    return product.slots if standing.is_whole else standing.marks
 
 
 def take_up_all(
@@ -286,7 +361,7 @@ def take_up_all(
     except BaseException:
         for path, lock in locks.items():
             if not Standing.from_text(found[str(path)]).marks:
-                forget_product(path)
+                remove_progress(path)
             lock.release()
         raise
     standings: dict[Path, Standing] = {}

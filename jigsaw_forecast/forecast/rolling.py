@@ -144,17 +144,18 @@ class Rolling:
         """
         run = self._products.run
         changed: list[str] = []
+        waiting = {product.path for product in self._products.waiting}
         for leg, here in zip(legs, digests, strict=True):
             if leg is None:
                 continue
             self._history.states[leg.start] = here
-            for product in self._products.waiting:
+            for product in run.products:
                 if not any(slot in product.slots for slot in self._slots(leg)):
                     continue
                 there = run.standings[product.path].states.get(leg.start)
                 if there is not None:
                     changed.append(describe_changed_state(leg.start, there, here))
-                elif run.creators[product.path] == self._mesh.rank:
+                elif run.creators[product.path] == self._mesh.rank and product.path in waiting:
                     append_progress(product.path, start_line(leg.start, here))
         if changed := [text for text in dict.fromkeys(changed) if text]:
             raise DataError(
@@ -225,7 +226,7 @@ class Rolling:
         own = legs[self._mesh.data.index]
         restart = (own.restart, snapshot) if own is not None and snapshot is not None else None
         with self._meter.phase("write"):
-            pipeline.submit(slots, state, step, restart)
+            pipeline.submit(slots, state, step, restart, self._history.take_news())
 
     def _forget(self, legs: Round, pipeline: OutputPipeline) -> None:
         """Removes the restart states of forecasts of which all is written."""
@@ -310,7 +311,7 @@ class Checks:
         size = self._mesh.model.size
         raise_if_lost(self._news, size, names, hours)
         found = find_implausible(self._news, size, names, hours)
-        self._history.implausible += found
+        self._history.note_implausible(found)
         fresh = [item for item in found if (item.forecast, item.field) not in self._warned]
         self._warned.update((item.forecast, item.field) for item in fresh)
         if fresh and self._mesh.rank == 0:

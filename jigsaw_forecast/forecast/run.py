@@ -3,14 +3,17 @@
 import logging
 import platform
 import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from jigsaw_forecast.checkpoint.load import LoadedModel, load_checkpoint
 from jigsaw_forecast.data.acquisition import ResolvedInput
-from jigsaw_forecast.errors import StoppedError
+from jigsaw_forecast.errors import ForecastError, StoppedError
 from jigsaw_forecast.forecast.inputs import find_input, plan_inputs, plausible_ranges
 from jigsaw_forecast.forecast.output import Product
 from jigsaw_forecast.forecast.pipeline import OutputPipeline
@@ -19,13 +22,13 @@ from jigsaw_forecast.forecast.provenance import RunHistory
 from jigsaw_forecast.forecast.record import now_text
 from jigsaw_forecast.forecast.report import RunMeter
 from jigsaw_forecast.forecast.request import RunRequest
-from jigsaw_forecast.forecast.restart import RestartFolder, restart_root
+from jigsaw_forecast.forecast.restart import RestartFolder, restart_product
 from jigsaw_forecast.forecast.resume import (
+    Standing,
     describe_rest,
-    first_product,
+    find_steps,
     remove_leftovers,
     share_numbers,
-    step_to_go_on_from,
     take_up_all,
 )
 from jigsaw_forecast.forecast.rolling import Checks, Leg, Rolling, Round, roll_and_write
@@ -36,7 +39,7 @@ from jigsaw_forecast.forecast.stopping import AgreedStop, Deadline, StopSignal, 
 from jigsaw_forecast.forecast.writing import Products, RunProducts
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.parallel.mesh import Mesh, close_mesh, make_mesh
-from jigsaw_forecast.parallel.side_channel import SideChannel
+from jigsaw_forecast.parallel.side_channel import LostPeerError, SideChannel
 from jigsaw_forecast.parallel.together import gather_texts, together
 from jigsaw_forecast.plan.memory import BASE_BYTES, check_memory
 from jigsaw_forecast.plan.meshes import Workload
@@ -56,33 +59,54 @@ def run_forecast(request: RunRequest) -> None:
         The ranks agree after each stage and each step, so that all stop together.
     """
     setting = prepare(request)
-    if request.resume and setting.is_finished():
-        for product in setting.products:
-            remove_leftovers(product.path)
-        _log.info("%s: whole, nothing to do", ", ".join(str(p.path) for p in setting.products))
-        return
-    inputs = find_input(
-        request.input,
-        setting.folder,
-        setting.manifest,
-        setting.lacking_inits() if request.resume else request.init_times,
-        request.members,
-    )
+    whole = setting.find_whole() if request.resume else {}
+    is_finished = len(whole) == len(setting.products)
+    inputs = None if is_finished else _find_input(request, setting, whole)
     plan = {"request": repr(request), "checkpoint": setting.manifest.digest}
     mesh = make_mesh(request.degrees, setting.identity.device, plan)
     try:
-        _run(request, setting, inputs, mesh)
+        meter = RunMeter(mesh)
+        # what another rank sees of the disk may differ while another run gives names
+        if share_numbers(mesh, [int(is_finished)])[0]:
+            _leave(request, setting, whole, meter)
+            return
+        if inputs is None:
+            inputs = _find_input(request, setting, {})
+        _run(request, setting, inputs, meter)
     finally:
         close_mesh()
 
 
-def _run(request: RunRequest, setting: Setting, inputs: ResolvedInput, mesh: Mesh) -> None:
-    meter = RunMeter(mesh)
+def _find_input(
+    request: RunRequest, setting: Setting, whole: Mapping[Path, Standing]
+) -> ResolvedInput:
+    return find_input(
+        request.input,
+        setting.folder,
+        setting.manifest,
+        setting.lacking_inits(whole),
+        request.members,
+    )
+
+
+def _leave(
+    request: RunRequest, setting: Setting, whole: Mapping[Path, Standing], meter: RunMeter
+) -> None:
+    """Ends a run that finds all of its products whole, with what else is asked for."""
+    mesh = meter.mesh
+    if mesh.rank == 0:
+        remove_leftovers(setting.products)
+        _log.info("%s: whole, nothing to do", ", ".join(str(p.path) for p in setting.products))
+    _draw_and_report(request, setting, [], _history(request, setting, whole, [], mesh), meter)
+
+
+def _run(request: RunRequest, setting: Setting, inputs: ResolvedInput, meter: RunMeter) -> None:
+    mesh = meter.mesh
     with ExitStack() as cleanup:
         stop = cleanup.enter_context(stop_on_signal())
         run = _take_up(request, setting, mesh, cleanup)
         rounds = _make_rounds(request, setting, run, inputs, mesh, meter)
-        history = _history(request, setting, run, inputs, mesh)
+        history = _history(request, setting, run.standings, inputs.provenance(), mesh)
         products = Products(
             mesh,
             run,
@@ -91,20 +115,39 @@ def _run(request: RunRequest, setting: Setting, inputs: ResolvedInput, mesh: Mes
         )
         cleanup.callback(products.close)
         try:
-            products.finish_rest()
+            _finish_rest(products)
             if any(leg is not None for legs in rounds for leg in legs):
                 _load_and_roll(request, setting, rounds, products, history, meter, stop, cleanup)
         except AgreedStop as error:
             rest = describe_rest(setting.products, products.num_done())
             raise StoppedError(f"{error}\n{rest}" if rest else str(error)) from error
-    if (
-        mesh.rank == 0
-    ):  # a run that names its outputs in another order has left its states elsewhere
-        for product in setting.products:
-            if restart_root(product.path).exists():
-                remove_leftovers(product.path)
     meter.ranks.input_bytes_read = inputs.bytes_read
     meter.ranks.output_bytes_written = products.num_bytes_written
+    _draw_and_report(request, setting, rounds, history, meter)
+
+
+def _finish_rest(products: Products) -> None:
+    """Names what is whole already; ends as where a forecast that goes on cannot be written.
+
+    Raises:
+        AgreedStop: A product could not be written; on every rank.
+    """
+    try:
+        products.finish_rest()
+    except LostPeerError:
+        raise  # the ranks do not agree on it
+    except (ForecastError, StoppedError) as error:
+        raise AgreedStop(str(error)) from error
+
+
+def _draw_and_report(
+    request: RunRequest,
+    setting: Setting,
+    rounds: list[Round],
+    history: RunHistory,
+    meter: RunMeter,
+) -> None:
+    mesh = meter.mesh
     if request.plot is not None:
         together(mesh, lambda: _draw(request, setting) if mesh.rank == 0 else None)
     if request.report is not None:
@@ -128,9 +171,22 @@ def _take_up(request: RunRequest, setting: Setting, mesh: Mesh, cleanup: ExitSta
         resume=request.resume,
         overwrite=request.overwrite,
     )
-    run = RunProducts(setting.products, setting.spec, standings, creators, locks, request.overwrite)
+    run = RunProducts(
+        setting.products,
+        setting.spec,
+        standings,
+        creators,
+        locks,
+        request.overwrite,
+        {start: _restart_folder(setting, start, mesh) for start in setting.starts},
+    )
     cleanup.callback(run.give_back)
     return run
+
+
+def _restart_folder(setting: Setting, start: Start, mesh: Mesh) -> RestartFolder:
+    product = restart_product(setting.products, start, setting.schedule)
+    return RestartFolder(product.path, start, mesh.model.size)
 
 
 def _creator(product: Product, rounds: list[list[Start | None]], group_size: int) -> int:
@@ -159,21 +215,15 @@ def _make_rounds(
     Raises:
         DataError: An input is wrong; all that is wrong is named.
     """
-    folders = {
-        start: RestartFolder(
-            first_product(setting.products, start, setting.schedule).path, start, mesh.model.size
-        )
-        for start in setting.starts
-    }
+    folders = run.restarts
     # one look for all ranks: what another one sees of the disk may differ for a moment
     found = together(
         mesh,
-        lambda: [
-            step_to_go_on_from(folders[start], setting.products, run.standings, setting.schedule)
+        lambda: (
+            find_steps(list(folders.values()), setting.products, run.standings, setting.schedule)
             if mesh.rank == 0
-            else None
-            for start in setting.starts
-        ],
+            else []
+        ),
     )
     steps = dict(zip(setting.starts, share_numbers(mesh, found), strict=True))
     with meter.phase("read"):
@@ -255,20 +305,23 @@ def _load(request: RunRequest, setting: Setting, mesh: Mesh, meter: RunMeter) ->
 def _history(
     request: RunRequest,
     setting: Setting,
-    run: RunProducts,
-    inputs: ResolvedInput,
+    standings: Mapping[Path, Standing],
+    inputs: Sequence[Mapping[str, Any]],
     mesh: Mesh,
 ) -> RunHistory:
-    return RunHistory(
+    history = RunHistory(
         command=["jigsaw-forecast", *request.command],
         manifest=setting.manifest,
         folder=str(setting.folder),
         identity=setting.identity,
         hosts=gather_texts(mesh, platform.node()),
-        inputs=inputs.provenance(),
+        inputs=inputs,
         began=now_text(),
-        resumed=any(standing.marks for standing in run.standings.values()),
+        resumed=any(standing.marks or standing.is_whole for standing in standings.values()),
     )
+    for standing in standings.values():
+        history.go_on(standing.states, standing.implausible)
+    return history
 
 
 def _report_header(

@@ -2,13 +2,13 @@
 
 `NAME.scores` is what `jigsaw-forecast score` writes into its `--output`. While it grows,
 `NAME.scores.partial/lead-times` holds one file of statistics for each lead time that is done, so
-that a run that was stopped goes on as it does with its other products.
+that a run that was stopped goes on as it does with its other products. When the scores are made of
+them they wait in `.NAME.scores.lead-times` until these have their name.
 """
 
 import io
 import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +27,12 @@ from jigsaw_forecast.forecast.product import (
     Unit,
     Writer,
 )
-from jigsaw_forecast.forecast.staging import PARTIAL_SUFFIX, reported
+from jigsaw_forecast.forecast.staging import (
+    PARTIAL_SUFFIX,
+    remove,
+    remove_if_possible,
+    reported,
+)
 from jigsaw_forecast.state import State
 from jigsaw_forecast.verify.archive import ArchiveGrid, ArchiveVariable
 from jigsaw_forecast.verify.online import MadeMaps, OnlineScorer, join_pieces
@@ -60,8 +65,17 @@ class ScoresWriter(Writer):
                 (self._partial / _FOLDER).mkdir(parents=True, exist_ok=True)
 
     @classmethod
+    def side_paths(cls, path: Path) -> tuple[Path, ...]:
+        """See `Writer.side_paths`: the statistics of scores that have no name yet."""
+        return (_waiting_path(path),)
+
+    @classmethod
     def recover(cls, partial: Path, spec: OutputSpec, marks: Mapping[Slot, Mark]) -> list[Slot]:
         """See `Writer.recover`: the checksum of every file that is marked is computed again."""
+        waiting = _waiting_path(partial.with_name(partial.name.removesuffix(PARTIAL_SUFFIX)))
+        if waiting.exists():  # of a run that died before its scores had their name
+            remove(partial / _FOLDER)
+            os.replace(waiting, partial / _FOLDER)
         whole: list[Slot] = []
         for slot, mark in marks.items():
             try:
@@ -130,7 +144,14 @@ class ScoresWriter(Writer):
         plan = self._scorer.plan
         with reported(self.path, RuntimeError):
             write_scores(self._partial, plan, join_pieces(plan, pieces), overwrite=True)
-            shutil.rmtree(self._partial / _FOLDER)
+            remove(_waiting_path(self.path))
+            os.replace(self._partial / _FOLDER, _waiting_path(self.path))
+
+    def publish(self) -> None:
+        """See `Writer.publish`."""
+        super().publish()
+        if self.is_creator:
+            remove_if_possible(_waiting_path(self.path))
 
     def _close(self) -> None:
         """Nothing is held open."""
@@ -220,6 +241,10 @@ def open_scorer(path: Path, spec: OutputSpec) -> OnlineScorer:
         if named := [option for option in _OFFLINE_OPTIONS if option in text]:
             text += f" ({' and '.join(named)}: of `jigsaw-forecast score`, for the product)"
         raise DataError(text) from None
+
+
+def _waiting_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_FOLDER}")
 
 
 def _name(slot: Slot) -> str:

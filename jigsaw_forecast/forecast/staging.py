@@ -1,5 +1,6 @@
 """The way of a product to its final name: refusals, the lock on the name, `NAME.partial`."""
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -163,7 +164,7 @@ class Staging:
         self.partial = path.with_name(path.name + PARTIAL_SUFFIX)
         self.overwrite = overwrite
         self.joins = joins
-        self._old = path.with_name(f".{path.name}.old")
+        self._old = old_path(path)
         with reported(path):
             self._lock = lock or ProductLock(path, joins=joins)
             try:
@@ -207,8 +208,7 @@ class Staging:
         self._lock.release()
 
     def _clear(self, *, keeps_partial: bool) -> None:
-        if os.path.lexists(self._old) and not os.path.lexists(self.path):
-            os.rename(self._old, self.path)  # a run died between the two renames of publish
+        put_back(self.path)
         self._refuse()
         if not keeps_partial:
             remove(self.partial)
@@ -232,6 +232,18 @@ class Staging:
             os.replace(self.partial, self.path)
 
 
+def old_path(path: Path) -> Path:
+    """Where a folder that is being replaced lies between two renames."""
+    return path.with_name(f".{path.name}.old")
+
+
+def put_back(path: Path) -> None:
+    """Gives an old product its name again where a run died between the two renames of publish."""
+    old = old_path(path)
+    if os.path.lexists(old) and not os.path.lexists(path):
+        os.rename(old, path)
+
+
 def _flock(fd: int, kind: int) -> bool:
     """Locks without waiting; False where the file system has no locks."""
     try:
@@ -241,6 +253,29 @@ def _flock(fd: int, kind: int) -> bool:
             return False
         raise
     return True
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or all files of a folder, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        if path.is_dir():
+            # one call for all chunks: a store has thousands, and each alone waits for the journal
+            _syncfs(file)
+        else:
+            os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _syncfs(folder: int) -> None:
+    """syncfs(2) of the file system of a folder; sync(2) where the C library does not have it."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if call is None:
+        os.sync()
+    elif call(folder):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def remove(path: Path) -> None:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,15 @@ from jigsaw_forecast.forecast.product import (
 from jigsaw_forecast.forecast.record import (
     append_progress,
     done_line,
+    implausible_line,
     remove_progress,
     write_record,
 )
 from jigsaw_forecast.forecast.restart import RestartFolder
-from jigsaw_forecast.forecast.resume import Standing, forget_product
+from jigsaw_forecast.forecast.resume import Standing
+from jigsaw_forecast.forecast.schedule import Start
 from jigsaw_forecast.forecast.staging import ProductLock
+from jigsaw_forecast.forecast.stopping import Implausible
 from jigsaw_forecast.parallel.mesh import Mesh
 from jigsaw_forecast.parallel.side_channel import SideChannel
 from jigsaw_forecast.state import State
@@ -52,6 +55,7 @@ class Job:
         restart: Where this rank's piece of the model's state is saved, None where it is not.
         rollout_step: The step.
         normalised: The piece, None where it is not saved.
+        implausible: What left its plausible range since the job before; the same on all ranks.
     """
 
     slots: tuple[Slot | None, ...]
@@ -59,6 +63,7 @@ class Job:
     rollout_step: int
     restart: RestartFolder | None = None
     normalised: npt.NDArray[np.float32] | None = None
+    implausible: Sequence[Implausible] = ()
 
 
 @dataclass
@@ -83,6 +88,7 @@ class RunProducts:
         creators: The rank that makes each.
         locks: This rank's, on those that it makes.
         overwrite: Whether products that exist are replaced when theirs are whole.
+        restarts: Where each forecast keeps its restart states.
     """
 
     products: tuple[Product, ...]
@@ -91,6 +97,7 @@ class RunProducts:
     creators: Mapping[Path, int]
     locks: dict[Path, ProductLock] = field(default_factory=dict)
     overwrite: bool = False
+    restarts: Mapping[Start, RestartFolder] = field(default_factory=dict)
 
     def lacks(self, product: Product, slot: Slot | None) -> bool:
         """Whether this run has to write a lead time into a product."""
@@ -102,7 +109,7 @@ class RunProducts:
         """Gives this rank's locks up, and removes what was made for products that hold nothing."""
         for path, lock in self.locks.items():
             if not self.standings[path].marks:
-                forget_product(path)
+                remove_progress(path)
             lock.release()
         self.locks.clear()
 
@@ -168,7 +175,7 @@ class Products:
                 _attempt(failures, lambda: self._save_restart(job))
         with self.timed("mark"):
             self._channel.together(lambda: _raise_first(failures))
-            self._channel.together(lambda: self._mark(active))
+            self._channel.together(lambda: self._mark(active, job))
             for product, slots in active:
                 self._done[product.path].update(slots)
             if job.restart is not None and self._mesh.model.index == 0:
@@ -208,13 +215,29 @@ class Products:
 
         On each rank for itself, when its output thread has ended.
         """
+        if self._mesh.rank == 0:
+            self._forget_idle_restarts()
         for product in self.waiting:
             is_kept = bool(self._done[product.path])
+            lock = self.run.locks.pop(product.path, None)
+            if lock is not None and not is_kept:
+                remove_progress(product.path)  # before the writer gives the lock up
             writer = self._open.pop(product.path, None)
             if writer is not None:
                 writer.abort(keep=is_kept)
-            if is_kept and (lock := self.run.locks.pop(product.path, None)) is not None:
+            if lock is not None:
                 lock.release()
+
+    def _forget_idle_restarts(self) -> None:
+        """Removes states of forecasts of which nothing is done: no run goes on from them."""
+        begun = {
+            (slot.init_time, slot.member)
+            for product in self.run.products
+            for slot in self._done.get(product.path, product.slots)
+        }
+        for start, restart in self.run.restarts.items():
+            if (start.init_time, start.member) not in begun:
+                restart.forget()
 
     def _open_writers(self, products: Sequence[Product]) -> None:
         """Opens what is not open yet, on the rank that makes it first."""
@@ -294,11 +317,14 @@ class Products:
         assert job.normalised is not None
         job.restart.save(job.rollout_step, self._mesh.model.index, job.normalised)
 
-    def _mark(self, active: Sequence[tuple[Product, Sequence[Slot]]]) -> None:
+    def _mark(self, active: Sequence[tuple[Product, Sequence[Slot]]], job: Job) -> None:
+        found = [asdict(item) for item in job.implausible]
         for product, slots in active:
             writer = self._open[product.path]
             if not writer.is_creator:
                 continue
+            if found:
+                append_progress(product.path, implausible_line(found))
             for slot in slots:
                 mark: Mark = writer.mark_done(*slot)
                 append_progress(product.path, done_line(slot, mark))

@@ -14,6 +14,7 @@ import xarray as xr
 
 from jigsaw_forecast.cli.main import main
 from jigsaw_forecast.forecast import rolling
+from jigsaw_forecast.forecast.staging import Staging
 from jigsaw_forecast.verify import report
 from tests.integration import inputs
 
@@ -170,6 +171,28 @@ def test_a_stopped_run_goes_on_to_the_same_scores(
     assert not list(tmp_path.glob("*.zarr*"))
     assert_equal_scores(tmp_path / "s.scores", offline)
     assert run("--output", tmp_path / "s.scores", "--resume") == (0, "")  # whole: nothing to do
+
+
+def test_scores_that_had_not_got_their_name_need_no_forecast_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = ("--init", INITS[0], "--lead-time", "12h", "--variables", "2t", "--output")
+    assert run(*short, tmp_path / "whole.scores") == (0, "")
+
+    def rename(self: Staging) -> None:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as full:
+        full.setattr(Staging, "_rename", rename)
+        code, message = run(*short, tmp_path / "s.scores")
+        assert code == 3
+        assert "the finished product is" in message
+    assert not (tmp_path / "s.scores.partial" / "lead-times").exists()
+    monkeypatch.setattr("jigsaw_forecast.forecast.run.load_checkpoint", None)
+    assert run(*short, tmp_path / "s.scores", "--resume") == (0, "")
+    assert_equal_scores(tmp_path / "s.scores", tmp_path / "whole.scores")
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith("whole")}
+    assert left == {"s.scores", "s.scores.json"}
 
 
 def test_scores_of_runs_merge_into_those_of_one(run: Run, offline: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jigsaw_forecast.errors import OutputError
+from jigsaw_forecast.forecast import staging
 from jigsaw_forecast.forecast.output import check_keys, open_writer, resolve_outputs
 from jigsaw_forecast.grid import Grid
 from tests.unit.forecast.made_up import FIELDS, INIT, PRECIPITATION, hours, make_spec, make_state
@@ -193,6 +194,21 @@ def test_nothing_is_under_the_final_name_before_finish(tmp_path: Path, name: str
 def test_finish_leaves_the_product_and_nothing_else(tmp_path: Path, name: str) -> None:
     write_all(tmp_path / name)
     assert names(tmp_path) == {name}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_product_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    synced = []
+
+    def sync(partial: Path) -> None:
+        staging.sync(partial)
+        synced.append((partial.name, (tmp_path / name).exists()))
+
+    monkeypatch.setattr("jigsaw_forecast.forecast.product.sync", sync)
+    write_all(tmp_path / name)
+    assert synced == [(f"{name}.partial", False)]
 
 
 @pytest.mark.parametrize("name", KINDS)
