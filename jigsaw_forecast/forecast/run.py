@@ -309,8 +309,7 @@ def _draw(request: RunRequest, setting: Setting) -> None:
     from jigsaw_forecast.plot.forecast_maps import plot_forecast
 
     assert request.plot is not None
-    notice = setting.manifest.notice or None
     scores = scores_products(setting.products)
     drawn = next(product for product in setting.products if product not in scores)
-    plot_forecast(drawn.path, request.plot, notice=notice)
+    plot_forecast(drawn.path, request.plot)
     _log.info("drew %s", request.plot)

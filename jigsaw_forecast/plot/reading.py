@@ -14,6 +14,7 @@ from jigsaw_forecast.data.grib import GribSource
 from jigsaw_forecast.data.records import FieldRecord
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import VARIABLES, Field, LevelType, find_variable
+from jigsaw_forecast.plot.origin import recorded_attributes
 
 FloatArray = npt.NDArray[np.float64]
 PARTIAL_SUFFIX = ".partial"  # of a product until all of its lead times are written
@@ -79,7 +80,11 @@ class _ArrayMaps:
         try:
             data = xr.open_zarr(path) if path.is_dir() else xr.open_dataset(path)
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{path} is neither a zarr store nor a netCDF file: {error}") from error
+            reason = str(error) if path.is_dir() else "expected .zarr, .nc, .grib or .grib2"
+            raise DataError(
+                f"{path} is no forecast: neither a zarr store nor a netCDF file "
+                f"({reason.splitlines()[0]})"
+            ) from error
         dims = ("time", "prediction_timedelta", "latitude", "longitude")
         lacking = [dim for dim in dims if dim not in data.coords]
         if lacking:
@@ -147,6 +152,7 @@ class _GribMaps:
                 self._records.setdefault(key, record)  # the first member of an ensemble
         if not self._records:
             raise DataError(f"{self.path} holds no field that can be drawn")
+        self.attributes = recorded_attributes(self.path)
         self.fields = tuple(dict.fromkeys(key[0] for key in self._records))
         self.init_times = tuple(sorted({key[1] for key in self._records}))
         self.lead_times = tuple(sorted({key[2] for key in self._records}))
