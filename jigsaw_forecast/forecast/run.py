@@ -11,7 +11,12 @@ import torch
 from jigsaw_forecast.checkpoint.load import LoadedModel, load_checkpoint
 from jigsaw_forecast.data.acquisition import ResolvedInput
 from jigsaw_forecast.errors import StoppedError
-from jigsaw_forecast.forecast.inputs import find_input, plan_inputs, plausible_ranges
+from jigsaw_forecast.forecast.inputs import (
+    find_input,
+    foreign_notice,
+    plan_inputs,
+    plausible_ranges,
+)
 from jigsaw_forecast.forecast.output import Product
 from jigsaw_forecast.forecast.pipeline import OutputPipeline
 from jigsaw_forecast.forecast.prepare import Setting, prepare
@@ -243,6 +248,8 @@ def _load(request: RunRequest, setting: Setting, mesh: Mesh, meter: RunMeter) ->
         request.precision,
         mesh.device.type,
     )
+    if notice := foreign_notice(request.input, setting.folder, setting.manifest):
+        _log.info("%s", notice)
     return loaded
 
 

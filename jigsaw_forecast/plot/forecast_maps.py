@@ -250,8 +250,10 @@ def _choose_times(
         thinning = -(-len(maps.lead_times) // MOST_HOURS)
         return init, list(maps.lead_times[::-thinning][::-1])
     days = [np.timedelta64(24 * day, "h") for day in DEFAULT_DAYS]
-    later = [day for day in days if day in maps.lead_times and day > first]
-    return init, [first, *(later or ([last] if last > first else []))]
+    later: list[np.timedelta64] = [day for day in days if day in maps.lead_times and day > first]
+    if not later and last > first:
+        later = [last]
+    return init, [first, *later]
 
 
 def _shaded_map(
@@ -356,7 +358,7 @@ def _fit(text: Text, width_inches: float) -> None:
     extent = text.get_window_extent(renderer=figure.canvas.get_renderer())  # type: ignore[attr-defined]
     share = 0.98 * width_inches * figure.dpi / extent.width
     if share < 1.0:
-        text.set_fontsize(text.get_fontsize() * share)
+        text.set_fontsize(float(text.get_fontsize()) * share)
 
 
 def _draw_times(axes: Axes, init: np.datetime64, lead: np.timedelta64) -> None:

@@ -12,6 +12,7 @@ import xarray as xr
 from jigsaw_forecast.data.conversions import to_si
 from jigsaw_forecast.data.grib import GribSource
 from jigsaw_forecast.data.records import FieldRecord
+from jigsaw_forecast.data.zarr_store import is_consolidated
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import VARIABLES, Field, LevelType, find_variable
 from jigsaw_forecast.plot.origin import recorded_attributes
@@ -78,7 +79,11 @@ class _ArrayMaps:
 
     def __init__(self, path: Path) -> None:
         try:
-            data = xr.open_zarr(path) if path.is_dir() else xr.open_dataset(path)
+            data = (
+                xr.open_zarr(path, consolidated=is_consolidated(path))
+                if path.is_dir()
+                else xr.open_dataset(path)
+            )
         except (OSError, ValueError, KeyError) as error:
             reason = str(error) if path.is_dir() else "expected .zarr, .nc, .grib or .grib2"
             raise DataError(
