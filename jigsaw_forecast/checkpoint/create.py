@@ -67,6 +67,8 @@ def create_checkpoint(
         DataError: The store lacks a static field.
         GridError: The store is on another grid.
     """
+    if folder.exists():
+        raise CheckpointError(f"checkpoint {folder} exists already")
     model = WeatherMixer(config, single_rank_mesh("meta"), seed=None)
     maps = read_statics(statics, config) if statics else _no_statics(config)
     statistics = placeholder_statistics(config)

@@ -24,7 +24,7 @@ def plot(
         typer.Option(
             "--lead-times",
             metavar="LIST",
-            help="0,1d,3d,5d,10d. Default: these, as far as written.",
+            help="0,1d,3d,5d,10d. Default: these, as far as written; all of less than a day.",
         ),
     ] = None,
     init: Annotated[

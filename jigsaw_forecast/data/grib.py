@@ -206,7 +206,8 @@ class GribSource:
         variable = _variable(param_id, short_name, level_type)
         faults = [
             _why_not_instant(field, handle, mars_type, variable),
-            _why_not(param_id, short_name, variable, level_type),
+            _why_not(param_id, short_name, variable, level_type)
+            + _code(handle, param_id, field.edition),
             "no valid time in its headers" if np.isnat(valid_time) else "",
             grid.why,
             _GRID_WINDS if param_id in _WINDS and grid.winds_follow_grid else "",
@@ -294,11 +295,16 @@ def _section4(product: bytes) -> bytes:
     return product[position:]
 
 
+_SIGN_BIT = 1 << 31
+
+
 def _level(handle: int, level_type: str) -> int | float | None:
     try:
         level = float(eccodes.codes_get_double(handle, "level"))
     except eccodes.CodesInternalError:
         return None
+    if level >= _SIGN_BIT:  # GRIB 2 has a sign and a size, which eccodes reads as one number
+        level = _SIGN_BIT - level
     if level_type == "isobaricInPa":
         level /= 100.0
     return _plain_number(level)
@@ -346,6 +352,19 @@ def _why_not(param_id: int, short_name: str, variable: str, level_type: str) -> 
     if not is_pressure and level_type not in _SURFACE_LEVELS:
         return f"on {level_type}; a forecast needs it at the surface"
     return ""
+
+
+_GRIB1_CODE = ("table2Version", "indicatorOfParameter")
+_GRIB2_CODE = ("discipline", "parameterCategory", "parameterNumber")
+
+
+def _code(handle: int, param_id: int, edition: int) -> str:
+    """What the file says of a parameter that the tables do not have, else empty."""
+    if param_id:
+        return ""
+    keys = _GRIB1_CODE if edition == 1 else _GRIB2_CODE
+    said = [f"{key} {value}" for key in keys if (value := _optional(handle, key)) is not None]
+    return f": {', '.join(said)}" if said else ""
 
 
 def _why_not_instant(field: GribField, handle: int, mars_type: str | None, variable: str) -> str:

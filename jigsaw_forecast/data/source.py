@@ -1,5 +1,6 @@
 """Opens a file of initial conditions, its type told by content."""
 
+import re
 from pathlib import Path
 
 from jigsaw_forecast.data.classic_netcdf import CLASSIC_MAGICS
@@ -27,6 +28,14 @@ _OTHERS = {
     b"version https://git-lfs": ("a Git LFS pointer, not the file", "fetch it (git lfs pull)"),
 }
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata")
+
+
+def _starts_a_message(head: bytes) -> bool:
+    """Whether `GRIB` stands there with an edition, and not as a word of a text."""
+    return any(
+        head[match.end() + 3 : match.end() + 4] in (b"", b"\x00", b"\x01", b"\x02", b"\x03")
+        for match in re.finditer(b"GRIB", head)
+    )
 
 
 def open_source(path: str | Path) -> Source:
@@ -60,7 +69,7 @@ def open_source(path: str | Path) -> Source:
     for magic, (what, advice) in _OTHERS.items():
         if head.startswith(magic):
             raise DataError(f"{path} is {what}; {advice}")
-    if b"GRIB" not in head:
+    if not _starts_a_message(head):
         raise DataError(
             f"{path} is neither GRIB, netCDF nor zarr: it starts with {head[:16]!r}; fetch it again"
         )

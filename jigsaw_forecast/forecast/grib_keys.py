@@ -85,9 +85,12 @@ def check_grib_keys(spec: OutputSpec) -> None:
     try:
         centre = keys.pop("centre", NO_CENTRE)
         if reason := _try_key(handle, "centre", centre):
-            raise OutputError(f"--grib: {reason}")
+            problems.append(reason)
         archive = [key for key in MARS_KEYS if key in keys]
-        if archive and eccodes.codes_get(handle, "centre", int) != ECMWF_CENTRE:
+        if problems:
+            # whether these exist depends on the centre, which is to be mended first
+            keys = {key: value for key, value in keys.items() if key not in archive}
+        elif archive and eccodes.codes_get(handle, "centre", int) != ECMWF_CENTRE:
             problems.append(
                 f"{', '.join(archive)} exist only with centre 98 (ECMWF); missing centre=ecmf"
             )

@@ -110,7 +110,7 @@ def resolve_outputs(
         if path.suffix not in _WRITERS:
             problems.append(
                 f"output {path} has unknown suffix {path.suffix!r}; use "
-                f"{', '.join(sorted(_WRITERS))}"
+                f"{', '.join(sorted(_WRITERS))}{_GRIB_HINT if path.suffix in _GRIB_NAMES else ''}"
             )
             continue
         if why := _why_no_name(path):
@@ -126,6 +126,10 @@ def resolve_outputs(
     if problems:
         raise OutputError("\n".join(dict.fromkeys(problems)))
     return products
+
+
+_GRIB_NAMES = (".grb", ".grb2", ".grib1", ".gb2")
+_GRIB_HINT = "; for GRIB .grib2"
 
 
 def check_keys(products: Sequence[Product], spec: OutputSpec, given: Mapping[str, str]) -> None:

@@ -113,15 +113,21 @@ def prepare(request: RunRequest) -> Setting:
         has_initial_state=request.write_initial_state,
     )
     fields = request.fields(config)
-    products = resolve_outputs(
-        request.outputs,
-        request.init_times,
-        schedule.lead_times,
-        overwrite=request.overwrite,
-        resume=request.resume,
-        fields=fields,
-        members=request.members,
-    )
+    try:
+        products = resolve_outputs(
+            request.outputs,
+            request.init_times,
+            schedule.lead_times,
+            overwrite=request.overwrite,
+            resume=request.resume,
+            fields=fields,
+            members=request.members,
+        )
+    except OutputError as error:
+        if request.input is None and not (folder / DEFAULT_INPUT).exists():
+            lacking = f"checkpoint {folder} has no initial conditions of its own: missing --input"
+            raise OutputError(f"{error}\n{lacking}") from None
+        raise
     spec = make_spec(request, manifest, schedule, fields)
     check_side_files(request, folder, products)
     check_keys(products, spec, request.grib_keys)

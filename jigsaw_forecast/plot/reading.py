@@ -12,8 +12,10 @@ import xarray as xr
 from jigsaw_forecast.data.conversions import to_si
 from jigsaw_forecast.data.grib import GribSource
 from jigsaw_forecast.data.records import FieldRecord
+from jigsaw_forecast.data.zarr_store import is_consolidated
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import VARIABLES, Field, LevelType, find_variable
+from jigsaw_forecast.plot.origin import recorded_attributes
 
 FloatArray = npt.NDArray[np.float64]
 PARTIAL_SUFFIX = ".partial"  # of a product until all of its lead times are written
@@ -86,9 +88,17 @@ class _ArrayMaps:
 
     def __init__(self, path: Path, member: int | None) -> None:
         try:
-            data = xr.open_zarr(path) if path.is_dir() else xr.open_dataset(path)
+            data = (
+                xr.open_zarr(path, consolidated=is_consolidated(path))
+                if path.is_dir()
+                else xr.open_dataset(path)
+            )
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{path} is neither a zarr store nor a netCDF file: {error}") from error
+            reason = str(error) if path.is_dir() else "expected .zarr, .nc, .grib or .grib2"
+            raise DataError(
+                f"{path} is no forecast: neither a zarr store nor a netCDF file "
+                f"({reason.splitlines()[0]})"
+            ) from error
         lacking = [dim for dim in _DIMS if dim not in data.coords]
         if lacking:
             raise DataError(
@@ -170,6 +180,7 @@ class _GribMaps:
                 self._records.setdefault(key, record)
         if not self._records:
             raise DataError(f"{self.path} holds no field that can be drawn")
+        self.attributes = recorded_attributes(self.path)
         self.fields = tuple(dict.fromkeys(key[0] for key in self._records))
         self.init_times = tuple(sorted({key[1] for key in self._records}))
         self.lead_times = tuple(sorted({key[2] for key in self._records}))

@@ -116,7 +116,8 @@ def resolve_input(request: InputRequest) -> ResolvedInput:
         if not request.default.exists():
             raise DataError(
                 f"checkpoint {request.default.parent} has no initial conditions of its own: "
-                "missing --input"
+                f"missing --input, such as the {request.default.name} of a checkpoint that was "
+                "trained on the same weather, or an analysis in GRIB, netCDF or zarr"
             )
         spec = str(request.default)
     files: dict[Key, InputFile] = {}
@@ -191,7 +192,9 @@ def _fetch(
     task = make_task(spec, request, init_time, members)
     cache = Cache(cache_folder())
     key = key_of(task, local_name(task, init_time))
-    title = f"--input {spec.text}: nothing for {init_time.astype('datetime64[m]')}"
+    title = (
+        f"--input {spec.text.removesuffix(':')}: nothing for {init_time.astype('datetime64[m]')}"
+    )
     called_s = time.time()
     if not spec.limits.is_refreshed and (found := cache.find(key)):
         _log.info("input from the cache: %s (%s)", found.path, found.origin)

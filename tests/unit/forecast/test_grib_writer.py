@@ -169,6 +169,11 @@ def test_unknown_archive_value_is_refused(tmp_path: Path) -> None:
         open_with_keys(tmp_path, {"centre": "ecmf", "class": "zz"})
 
 
+def test_all_wrong_keys_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="centre=atlantis is refused.*; unknown key foo"):
+        open_with_keys(tmp_path, {"centre": "atlantis", "class": "ml", "foo": "bar"})
+
+
 def test_unknown_centre_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="centre=atlantis is refused"):
         open_with_keys(tmp_path, {"centre": "atlantis"})
