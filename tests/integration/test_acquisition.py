@@ -20,9 +20,11 @@ import pytest
 from jigsaw_forecast.data.acquisition import InputRequest, resolve_input, resolve_latest
 from jigsaw_forecast.data.acquisition.cache import Cache
 from jigsaw_forecast.data.acquisition.spec import RemoteSpec, parse_spec
+from jigsaw_forecast.data.acquisition.tasks import archive_grid, make_task
 from jigsaw_forecast.data.initial_state import plan_initial_state
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import plausible_range
+from jigsaw_forecast.grid import Grid
 from tests.integration import inputs
 from tests.integration.open_data_server import Server, serving, state, valid_times
 
@@ -239,6 +241,33 @@ def test_mars_is_asked_for_pressure_levels_and_surface_in_one_file(
     assert "param=167.128/165.128/166.128/151.128" in asked
     assert "date=2026-06-24" in asked
     assert valid_times(found.file(INIT).path) == {"20260624T00"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "day", "asked"),
+    [
+        ("mars:", "2026-05-11", [("enfo", "cf", None), ("enfo", "pf", ["1", "2"])]),
+        ("mars:", "2026-06-24", [("oper", "fc", None), ("enfo", "pf", ["1", "2"])]),
+        ("mars:stream=eefo", "2026-06-24", [("eefo", "cf", None), ("eefo", "pf", ["1", "2"])]),
+        ("mars:stream=enda,type=an", "2026-06-24", [("enda", "an", ["0", "1", "2"])]),
+    ],
+)
+def test_mars_is_asked_for_the_control_by_its_own_type(
+    spec: str, day: str, asked: list[tuple[str, str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jigsaw_forecast.data.acquisition.tasks.check_credentials", print)
+    parsed, members = parse_spec(spec), (0, 1, 2)
+    assert isinstance(parsed, RemoteSpec)
+    start = np.datetime64(f"{day}T00", "s")
+    task = make_task(parsed, request(spec, start, members=members), start, members)
+    calls = [call["options"] for call in task["requests"]]
+    found = [(call["stream"], call["type"], call.get("number")) for call in calls]
+    assert found == [one for one in asked for _ in ("levels", "surface")]
+    assert [call["levtype"] for call in calls] == ["pl", "sfc"] * len(asked)
+
+
+def test_archives_are_asked_for_increments_east_west_first() -> None:
+    assert archive_grid(Grid(33, 128, has_poles=True)) == [2.8125, 5.625]
 
 
 @pytest.mark.parametrize(
