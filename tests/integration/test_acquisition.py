@@ -266,6 +266,17 @@ def test_mars_is_asked_for_the_control_by_its_own_type(
     assert [call["levtype"] for call in calls] == ["pl", "sfc"] * len(asked)
 
 
+@pytest.mark.parametrize(
+    ("spec", "members", "stream"),
+    [("", (), "oper"), ("", (0,), "oper"), ("", (0, 1), "enfo"), ("stream=oper", (0, 1), "oper")],
+)
+def test_members_come_from_the_ensemble(spec: str, members: tuple[int, ...], stream: str) -> None:
+    parsed = parse_spec(f"open-data:{spec}")
+    assert isinstance(parsed, RemoteSpec)
+    task = make_task(parsed, request("", members=members), INIT, members)
+    assert task["cycles"]["stream"] == stream
+
+
 def test_archives_are_asked_for_increments_east_west_first() -> None:
     assert archive_grid(Grid(33, 128, has_poles=True)) == [2.8125, 5.625]
 

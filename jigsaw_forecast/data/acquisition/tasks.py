@@ -49,8 +49,8 @@ def make_task(
     return make(spec, request, init_time, members)
 
 
-def open_data_cycles(spec: RemoteSpec) -> Task:
-    """Where a spec looks for open data.
+def open_data_cycles(spec: RemoteSpec, members: Sequence[int]) -> Task:
+    """Where a spec looks for open data: by default in the ensemble where a run has members.
 
     Raises:
         DataError: Options are unknown or contradict each other; all are listed.
@@ -88,7 +88,7 @@ def open_data_cycles(spec: RemoteSpec) -> Task:
         "urls": urls,
         "model": options.get("model", "ifs"),
         "resolution": options.get("resol", "0p25"),
-        "stream": options.get("stream", "oper"),
+        "stream": options.get("stream", "enfo" if any(members) else "oper"),
     }
 
 
@@ -119,7 +119,7 @@ def _open_data_task(
         )
     return {
         "kind": OPEN_DATA,
-        "cycles": open_data_cycles(spec),
+        "cycles": open_data_cycles(spec, members),
         "init": start.isoformat(),
         "wanted": wanted_messages(request.fields),
         "members": list(members),
