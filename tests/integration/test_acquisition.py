@@ -375,6 +375,20 @@ def test_the_cache_throws_out_what_was_not_used_for_longest(
     assert json.loads((tmp_path / "new.json").read_text())["bytes"] == 1000
 
 
+def test_an_entry_that_is_being_published_is_left_alone(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with cache.staged("one") as folder:
+        (folder / "target").write_bytes(b"today's")
+        whole = cache.publish("one", folder / "target", {}, "origin")
+    assert cache.find("one", is_locked=False) == whole
+    whole.path.write_bytes(b"tomorrow's, its note not yet written")
+    files = sorted(tmp_path.iterdir())
+    assert cache.find("one", is_locked=False) is None
+    assert sorted(tmp_path.iterdir()) == files
+    assert cache.find("one", is_locked=True) is None
+    assert not whole.path.exists()
+
+
 def test_a_cache_that_cannot_be_made_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
