@@ -29,7 +29,7 @@ from era5_like import write_store
 from numcodecs import blosc
 
 from jigsaw_forecast.data.convert import ConvertRequest, convert
-from jigsaw_forecast.data.convert_input import Selection
+from jigsaw_forecast.data.convert_fields import Selection
 from jigsaw_forecast.data.shards import LEVELS
 from jigsaw_forecast.data.training_store import TrainingStore
 from jigsaw_forecast.fields import WEATHERBENCH_FIELDS

@@ -30,7 +30,7 @@ import zarr
 from era5_like import write_store
 
 from jigsaw_forecast.data.convert import ConvertRequest, convert
-from jigsaw_forecast.data.convert_input import Selection
+from jigsaw_forecast.data.convert_fields import Selection
 from jigsaw_forecast.data.forcings import ForcingMaps
 from jigsaw_forecast.data.loading import Batch, ReadAhead, SampleOrder
 from jigsaw_forecast.data.shards import ShardReader

@@ -23,6 +23,7 @@ from jigsaw_forecast.checkpoint.format import find_checkpoint
 from jigsaw_forecast.checkpoint.load import LoadedModel, load_checkpoint
 from jigsaw_forecast.data.statistics import row_weights
 from jigsaw_forecast.data.weather_store import Period, WeatherStore
+from jigsaw_forecast.errors import ForecastError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.rollout import make_forcings
 from jigsaw_forecast.parallel.mesh import single_rank_mesh
@@ -301,4 +302,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except ForecastError as error:
+        sys.exit(f"error: {error}")

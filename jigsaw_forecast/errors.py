@@ -31,3 +31,7 @@ class OutputError(ForecastError):
 
 class StoppedError(Exception):
     """A run was stopped by a fault or a signal and can be resumed; exit code 3."""
+
+
+class SignalledError(StoppedError):
+    """A run was stopped by a signal to one of its ranks, and by nothing else."""

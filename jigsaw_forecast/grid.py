@@ -96,7 +96,7 @@ class Grid:
         """The grid named `1440x721` (odd row counts have poles) or `64x32` (even ones do not).
 
         Raises:
-            GridError: The name is not `LONxLAT`.
+            GridError: The name is not `LONxLAT`, or no grid has so few points.
         """
         try:
             num_lon, num_lat = (int(part) for part in name.lower().split("x"))
@@ -104,6 +104,8 @@ class Grid:
             raise GridError(
                 f"grid {name!r} is not LONxLAT, for example 64x32 or 1440x721"
             ) from None
+        if num_lon < 2 or num_lat < 2:
+            raise GridError(f"grid {name!r} has fewer than 2 rows or columns")
         return cls(num_lat, num_lon, has_poles=num_lat % 2 == 1)
 
 

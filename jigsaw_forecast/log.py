@@ -90,6 +90,7 @@ class Progress:
         self.unit = unit
         self.done = 0
         self._start_s = self._last_line_s = time.monotonic()
+        self._first: tuple[float, int] | None = None  # end of the first piece, and its size
         self._bar: _Bar | None = None
 
     def __enter__(self) -> Self:
@@ -126,11 +127,20 @@ class Progress:
         now_s = time.monotonic()
         if now_s - self._last_line_s >= PROGRESS_LINE_PERIOD_S:
             self._last_line_s = now_s
-            left_s = (now_s - self._start_s) / max(self.done, 1) * max(self.total - self.done, 0)
-            suffix = f", {note}" if note else ""
-            _progress_logger.info(
-                "%s: %s, %s left%s", self.description, self._count(), format_seconds(left_s), suffix
-            )
+            parts = [f"{self.description}: {self._count()}", self._describe_rest(now_s), note]
+            _progress_logger.info("%s", ", ".join(part for part in parts if part))
+        self._first = self._first or (now_s, self.done)
+
+    def _describe_rest(self, now_s: float) -> str:
+        """How long the rest takes, empty as long as only the first piece is known.
+
+        The first takes longer: much is made ready in it.
+        """
+        if self._first is None or self.done <= self._first[1]:
+            return ""
+        first_s, num_first = self._first
+        left_s = (now_s - first_s) / (self.done - num_first) * max(self.total - self.done, 0)
+        return f"{format_seconds(left_s)} left"
 
     def _count(self) -> str:
         if self.done == self.total:
@@ -153,6 +163,11 @@ def track(
         for item in items:
             yield item
             progress.advance()
+
+
+def count(number: int, unit: str) -> str:
+    """`1 rank`, `2 ranks`, `0 GPUs`."""
+    return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ def load_recipe(path: Path, model: type[ModelT], settings: Sequence[str] = ()) -
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+        raise RecipeError(f"{path}: not valid TOML: {_why_no_toml(error, path)}") from None
     problems = [problem for setting in settings if (problem := _apply(tree, setting))]
     try:
         recipe = model.model_validate(tree)
@@ -83,6 +84,16 @@ def _value(value: Any) -> str:
     # JSON strings, integers and booleans are TOML; DEL is the one character TOML escapes and
     # JSON does not
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+
+
+def _why_no_toml(error: tomllib.TOMLDecodeError, path: Path) -> str:
+    """What the parser says, with the line that it means."""
+    found = re.search(r"at line (\d+)", str(error))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    line = lines[int(found[1]) - 1].strip() if found and int(found[1]) <= len(lines) else ""
+    is_double = str(error).startswith(("Cannot overwrite", "Cannot declare", "Cannot mutate"))
+    why = f"a key or table is given twice: {error}" if is_double else str(error)
+    return f"{why}: {line}" if line else why
 
 
 def _apply(tree: dict[str, Any], setting: str) -> str:

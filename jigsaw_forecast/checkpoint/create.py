@@ -22,6 +22,7 @@ from jigsaw_forecast.checkpoint.save import (
     stored_dtype,
 )
 from jigsaw_forecast.checkpoint.writer import CheckpointWriter
+from jigsaw_forecast.data.bad_maps import read_static
 from jigsaw_forecast.data.forcings import static_fields
 from jigsaw_forecast.data.statistics import Statistics
 from jigsaw_forecast.data.weather_store import WeatherStore
@@ -66,6 +67,8 @@ def create_checkpoint(
         DataError: The store lacks a static field.
         GridError: The store is on another grid.
     """
+    if folder.exists():
+        raise CheckpointError(f"checkpoint {folder} exists already")
     model = WeatherMixer(config, single_rank_mesh("meta"), seed=None)
     maps = read_statics(statics, config) if statics else _no_statics(config)
     statistics = placeholder_statistics(config)
@@ -153,15 +156,13 @@ def read_statics(path: Path, config: ModelConfig) -> StaticMaps:
     """The static fields that a model's forcings need, each [model rows, X], from a store.
 
     Raises:
-        DataError: The store cannot be read or lacks one.
+        DataError: The store cannot be read, or one is missing or implausible.
         GridError: The store is on another grid.
     """
     store, grid = WeatherStore(path, ()), config.grid_object
     if store.grid != grid:
         raise GridError(f"{path} is on grid {store.grid.name}, the model needs {grid.name}")
-    return {
-        name: store.static(name)[: grid.num_model_lat] for name in static_fields(config.forcings)
-    }
+    return {name: read_static(store, name) for name in static_fields(config.forcings)}
 
 
 def _check_room(place: Path, folder: Path, num_bytes: int) -> None:

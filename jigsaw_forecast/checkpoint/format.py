@@ -12,8 +12,9 @@ has digests of whole shards only: its shards are read through once before its bl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
 from itertools import product
 from math import prod
 from pathlib import Path, PurePath
@@ -231,8 +232,20 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     for place in places:
         if (place / MANIFEST).is_file():
             return place
-    listed = ", ".join(str(place) for place in places)
-    raise CheckpointError(f"missing checkpoint {str(name)!r}: no {MANIFEST} in {listed}")
+    listed = ", ".join(str(place) for place in _distinct(places))
+    near = get_close_matches(str(name), _names_in(place.parent for place in places[1:]), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise CheckpointError(f"missing checkpoint {str(name)!r}: no {MANIFEST} in {listed}{hint}")
+
+
+def _distinct(places: Sequence[Path]) -> list[Path]:
+    """Places without those that are another one by a longer name."""
+    return list({place.resolve(): place for place in reversed(places)}.values())[::-1]
+
+
+def _names_in(folders: Iterable[Path]) -> list[str]:
+    """Names of the checkpoints in folders."""
+    return [path.parent.name for folder in folders for path in folder.glob(f"*/{MANIFEST}")]
 
 
 class Sealed(Protocol):

@@ -38,7 +38,8 @@ class TrainingManifest(BaseModel):
         train_step: Train steps done.
         num_updates: Of the optimizer: train steps less those that were skipped.
         samples: Samples seen by all replicas.
-        validation_loss: Of the averaged weights at this step, where it was validated.
+        validation_error: Of the averaged weights at this step, where it was validated: what the
+            best checkpoint has least of.
         mesh: Degree by axis of the mesh that saved.
         sample_order: Where the order of samples stands.
         recipe: As run.
@@ -53,7 +54,7 @@ class TrainingManifest(BaseModel):
     train_step: int
     num_updates: int
     samples: int
-    validation_loss: float | None = None
+    validation_error: float | None = None
     mesh: dict[str, int]
     sample_order: dict[str, Any]
     recipe: dict[str, Any]
@@ -83,9 +84,10 @@ def find_training_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError: It is neither.
     """
-    candidates = [path]
-    if path.resolve().name == TRAINING_FOLDER:
-        candidates.append(path.resolve().parent)
+    resolved = path.resolve()  # a run that goes on may point `latest` elsewhere meanwhile
+    candidates = [resolved]
+    if resolved.name == TRAINING_FOLDER:
+        candidates.append(resolved.parent)
     for folder in candidates:
         if is_training_checkpoint(folder):
             return folder

@@ -58,7 +58,7 @@ def climatology(
     """
     # numpy, xarray and zarr take a second to import and --help must not wait
     from jigsaw_forecast.cli.parse import collected
-    from jigsaw_forecast.cli.score_options import parse_numbers, parse_period, whole_years
+    from jigsaw_forecast.cli.score_options import parse_numbers, parse_period
     from jigsaw_forecast.errors import ForecastError
     from jigsaw_forecast.grid import Grid
     from jigsaw_forecast.verify.make_climatology import ClimatologyRequest, make_climatology
@@ -66,7 +66,7 @@ def climatology(
     problems: list[str] = []
     period = some_hours = some_levels = grid = None
     with collected(problems):
-        period = parse_period(whole_years(years), "--years")
+        period = parse_period(years, "--years")
     with collected(problems):
         some_hours = parse_numbers(hours, "--hours")
     with collected(problems):

@@ -11,7 +11,7 @@ import typer
 from jigsaw_forecast.errors import ForecastError, RecipeError
 
 if TYPE_CHECKING:
-    from jigsaw_forecast.data.convert_input import Selection
+    from jigsaw_forecast.data.convert_fields import Selection
     from jigsaw_forecast.data.store import Period
     from jigsaw_forecast.model.config import ModelConfig
 
@@ -73,7 +73,12 @@ RecipeOption = Annotated[
     ),
 ]
 PeriodOption = Annotated[
-    str, typer.Option("--period", metavar="START/END", help="Times, both included; default all.")
+    str,
+    typer.Option(
+        "--period",
+        metavar="START/END",
+        help="Times, both included to their last moment; 1979/2019 ends with 2019. Default: all.",
+    ),
 ]
 Processes = Annotated[
     int | None,
@@ -231,11 +236,15 @@ def _selection(
     Raises:
         RecipeError: A field is named that the recipe's model does not have, or another grid.
     """
-    from jigsaw_forecast.data.convert_input import Selection
+    from jigsaw_forecast.data.convert_fields import Selection
     from jigsaw_forecast.grid import Grid
-    from jigsaw_forecast.model.config import field_from_name
+    from jigsaw_forecast.model.config import fields_from_names
 
-    named = tuple(field_from_name(part.strip()) for part in fields.split(",") if part.strip())
+    names = [part.strip() for part in fields.split(",") if part.strip()]
+    try:
+        named = fields_from_names(names)
+    except ForecastError as error:
+        raise ForecastError(f"--fields: {error}") from None
     target = Grid.parse(grid) if grid else None
     if model is None:
         return Selection(named, target, member)

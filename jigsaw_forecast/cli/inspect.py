@@ -1,6 +1,7 @@
 """`jigsaw-forecast inspect`: what a checkpoint or a data file holds."""
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jigsaw_forecast.errors import CheckpointError, DataError, MeshError
-from jigsaw_forecast.log import track
+from jigsaw_forecast.log import count, track
 
 if TYPE_CHECKING:
     from jigsaw_forecast.data.records import FieldRecord, Source
 
+_log = logging.getLogger(__name__)
 _MAX_SHARDS_SHOWN = 4
-_COLUMNS = ("variable", "level", "valid_time", "grid", "units", "min", "max", "mean", "missing")
+_PRESSURE_LEVEL = "isobaricInhPa"  # as `data.records` has it
+# What two maps share that are one field at two times.
+_OF_A_FIELD = (
+    "variable", "short_name", "level", "level_type", "grid", "units", "usable", "why",
+)  # fmt: skip
+_COLUMNS = (
+    "variable", "level", "valid_time", "message", "grid", "units", "min", "max", "mean", "missing",
+)  # fmt: skip
 
 
 def inspect(
@@ -38,7 +47,8 @@ def inspect(
     """Shows what a checkpoint or a data file holds.
 
     A checkpoint: architecture, grid, fields, provenance, licence and digests. A data file: every
-    field in it, its extremes as decoded, and whether a forecast can start from it.
+    field in it, its extremes as decoded, and whether a forecast can start from it. A field that
+    is there at many times has one line; --json has an object for each.
 
     \b
     Examples:
@@ -135,7 +145,60 @@ def _inspect_data(path: Path, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    typer.echo("\n".join(_table(rows)))
+    typer.echo("\n".join(_table(_together(rows))))
+    _log.info("%s", _verdict(path, rows))
+
+
+def _verdict(path: Path, rows: list[dict[str, Any]]) -> str:
+    """Whether a forecast can start from a file, as far as can be told without a checkpoint."""
+    times = len({row["valid_time"] for row in rows})
+    found = f"{path}: {count(len(rows), 'map')} at {count(times, 'time')}"
+    usable = [row for row in rows if row["usable"]]
+    if not usable:
+        return f"{found}; no forecast can start from them: none is usable"
+    levels: dict[str, set[Any]] = {}
+    for row in usable:
+        levels.setdefault(row["variable"], set()).add(row["level"])
+    names = [
+        f"{name} ({count(len(held), 'level')})" if len(held) > 1 else name
+        for name, held in levels.items()
+    ]
+    first = next((row["valid_time"] for row in usable if row["valid_time"]), None) or "TIME"
+    return (
+        f"{found}; a forecast can start from {len(usable)} of them: {', '.join(names)}\n"
+        "whether that is all that a checkpoint needs: "
+        f"jigsaw-forecast check CHECKPOINT --init {first} --input {path}"
+    )
+
+
+def _together(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each field: maps that differ in time or member only are told together."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    seen: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        own = tuple(row[name] for name in _OF_A_FIELD)
+        place = (*own, row["valid_time"], row["init_time"], row["member"])
+        seen[place] = seen.get(place, 0) + 1  # the same twice is two lines: it is a fault
+        groups.setdefault((*own, seen[place]), []).append(row)
+    return [group[0] if len(group) == 1 else _joined(group) for group in groups.values()]
+
+
+def _joined(group: list[dict[str, Any]]) -> dict[str, Any]:
+    times = sorted({str(row["valid_time"]) for row in group})
+    members = {row["member"] for row in group}
+    span = times[0] if len(times) == 1 else f"{times[0]} to {times[-1]} ({len(times)} times)"
+    if len(members) > 1:
+        span = f"{span} ({count(len(members), 'member')})"
+    messages = [row["message"] for row in group]
+    present = [row for row in group if row["mean"] is not None]
+    return group[0] | {
+        "valid_time": span,
+        "message": f"{min(messages)}-{max(messages)}" if messages[0] else 0,
+        "min": min((row["min"] for row in present), default=None),
+        "max": max((row["max"] for row in present), default=None),
+        "mean": sum(row["mean"] for row in present) / len(present) if present else None,
+        "missing": sum(row["missing"] for row in group),
+    }
 
 
 def _describe_fields(source: "Source") -> list[dict[str, Any]]:
@@ -182,7 +245,8 @@ def _number(value: float) -> float | None:
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     """Aligned columns, one line a field, with the reason where a forecast cannot use it."""
-    cells = [list(_COLUMNS)] + [[_cell(row[name]) for name in _COLUMNS] for row in rows]
+    shown = [row | {"level": _level(row), "message": row["message"] or None} for row in rows]
+    cells = [list(_COLUMNS)] + [[_cell(row[name]) for name in _COLUMNS] for row in shown]
     widths = [max(len(line[column]) for line in cells) for column in range(len(_COLUMNS))]
     remarks = ["", *(f"not usable: {row['why']}" if not row["usable"] else "" for row in rows)]
     return [
@@ -191,6 +255,14 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         ).rstrip()
         for line, remark in zip(cells, remarks, strict=True)
     ]
+
+
+def _level(row: dict[str, Any]) -> str | None:
+    """`500 hPa`, or the level as coded with what it is a level of."""
+    if row["level"] is None or row["level_type"] == "surface":
+        return None
+    kind = "hPa" if row["level_type"] == _PRESSURE_LEVEL else row["level_type"]
+    return f"{row['level']:.10g} {kind}".rstrip()
 
 
 def _cell(value: Any) -> str:

@@ -3,7 +3,9 @@
 Exit codes: 0 done, 2 wrong input or refused, 3 stopped by a fault or a signal, 1 a bug.
 """
 
+import inspect as introspection
 import os
+import re
 import signal
 import sys
 import time
@@ -80,7 +82,9 @@ def _group(summary: str) -> typer.Typer:
 
 
 def _add(group: typer.Typer, name: str, command: Callable[..., int | None]) -> None:
-    group.command(name=name)(with_common_options(command))
+    # all of the first line, which would be cut to the width of a column
+    summary = (introspection.getdoc(command) or "").partition("\n")[0]
+    group.command(name=name, short_help=summary)(with_common_options(command))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -151,9 +155,19 @@ def _fail_with_traceback() -> int:
     return EXIT_BUG
 
 
+# Of the library that reads the options, in the words of this one.
+_PLAIN_WORDS = (
+    (r"Input should be a valid integer(, [^;.]*)?", "expected a whole number"),
+    (r"Input should be a valid number(, [^;.]*)?", "expected a number"),
+    (r"Input should be (greater|less)", r"expected a number \1"),
+)
+
+
 def _describe_usage_error(error: typer.TyperException) -> str:
     """`missing option '--init'; see jigsaw-forecast run --help`."""
     message = " ".join(error.format_message().replace("Value error, ", "").split())
+    for words, plain in _PLAIN_WORDS:
+        message = re.sub(words, plain, message)
     message = message[:1].lower() + message[1:].rstrip(".").replace("'. Did", "'; did")
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "jigsaw-forecast"

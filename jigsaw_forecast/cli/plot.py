@@ -24,7 +24,7 @@ def plot(
         typer.Option(
             "--lead-times",
             metavar="LIST",
-            help="0,1d,3d,5d,10d. Default: these, as far as written.",
+            help="0,1d,3d,5d,10d. Default: these, as far as written; all of less than a day.",
         ),
     ] = None,
     init: Annotated[
@@ -32,6 +32,10 @@ def plot(
         typer.Option(
             "--init", metavar="TIME", help="Which forecast, where the file holds several."
         ),
+    ] = None,
+    member: Annotated[
+        int | None,
+        typer.Option("--member", metavar="N", min=0, help="Of an ensemble. Default: its first."),
     ] = None,
 ) -> None:
     """Draws maps of the initial state and of later days into one picture.
@@ -52,5 +56,6 @@ def plot(
         variables=parse_fields(variables, open_maps(forecast).fields) if variables else None,
         lead_times=parse.parse_lead_times(lead_times) if lead_times else None,
         init_time=parse.parse_time(init) if init else None,
+        member=member,
     )
     typer.echo(picture)

@@ -188,7 +188,7 @@ def _report(output: Path, as_json: bool) -> None:
     for row in rows:
         at = f" {row['level']} hPa" if row["level"] is not None else ""
         values = ", ".join(f"{lead} h {value:.4g}" for lead, value in row["rmse"].items())
-        typer.echo(f"rmse {row['variable']}{at}: {values}")
+        typer.echo(f"rmse {row['variable']}{at} in {row['units']}: {values}")
     typer.echo(output)
 
 
@@ -206,5 +206,13 @@ def _headline(scores: Any) -> list[dict[str, Any]]:
                 continue
             found = found.sel(level=level)
         values = {lead: float(found.sel(lead_time=lead)) for lead in wanted}
-        rows.append({"variable": variable, "level": level, "region": str(region), "rmse": values})
+        rows.append(
+            {
+                "variable": variable,
+                "level": level,
+                "region": str(region),
+                "units": str(scores[variable].attrs.get("units") or "unknown units"),
+                "rmse": values,
+            }
+        )
     return rows

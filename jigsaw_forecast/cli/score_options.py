@@ -60,7 +60,7 @@ def make_request(options: ScoreOptions, **others: Any) -> ScoreRequest:
     with collected(problems):
         found["compare_truth"] = _named(options.compare_truth, "--compare-truth")
     with collected(problems):
-        found["init_times"] = parse_period(whole_years(options.init_times), "--init-times")
+        found["init_times"] = parse_period(options.init_times, "--init-times")
     with collected(problems):
         hours = parse_numbers(options.init_hours, "--init-hours")
         found["init_hours"] = None if hours is None else tuple(int(one) for one in hours)
@@ -103,12 +103,6 @@ def parse_period(text: str | None, option: str) -> Period | None:
         return Period.parse(text)
     except ValueError as fault:
         raise ForecastError(f"{option} {fault}") from None
-
-
-def whole_years(text: str | None) -> str | None:
-    """`1990/2019` as `1990-01-01/2019-12-31`; any other text as it is."""
-    match = re.fullmatch(r"(\d{4})/(\d{4})", text.strip()) if text is not None else None
-    return text if match is None else f"{match.group(1)}-01-01/{match.group(2)}-12-31"
 
 
 def _named(values: Sequence[str] | None, option: str) -> dict[str, Path]:

@@ -40,6 +40,11 @@ _LIBRARIES = (
 # 16 bit over a span of 2 K: half a packing step, with a margin for the float32 reference value
 _PACKING_TOLERANCE_K = 1e-3
 _SLOW_SHARE = 0.8  # of the median, below which a rank is called slow
+_LEGEND = (
+    "GFLOP/s: float32 matrix products, all ranks at once; alone: one rank of a machine at a time",
+    "link: from the rank before; others: gathers over that axis, all ranks at once",
+    f"slow: below {_SLOW_SHARE:.0%} of the median rank; other work on the machine shows as well",
+)
 _WHOLE_FROM = 100.0  # numbers from here on are shown without decimals
 
 
@@ -189,30 +194,26 @@ def _lines(report: dict[str, Any]) -> list[str]:
         ]
     lines.append(f"backends: {', '.join(report.get('backends', []))}")
     lines += _rank_table(report.get("ranks", []))
-    return [*lines, *(["all is well"] if not report["problems"] else [])]
+    if report["problems"]:
+        return lines
+    slow = [
+        str(rank["rank"]) for rank in report.get("ranks", []) if _slow_in(rank, report["ranks"])
+    ]
+    if slow:
+        ranks = f"rank{'s' if len(slow) > 1 else ''} {', '.join(slow)}"
+        return [*lines, f"all works; {ranks} slower than the others: the slowest sets the pace"]
+    return [*lines, "all is well"]
 
 
 def _rank_table(ranks: list[dict[str, Any]]) -> list[str]:
     """One row for each rank, aligned; rates well below the median are marked."""
     if not ranks:
         return []
-    columns = {
-        "GFLOP/s": [rank["matrix_flops_per_second"] / 1e9 for rank in ranks],
-        "alone": [rank["matrix_flops_per_second_alone"] / 1e9 for rank in ranks],
-        "link GB/s": [rank["link_bytes_per_second"] / 1e9 for rank in ranks],
-        **{
-            f"{axis} GB/s": [rank["axis_bytes_per_second"][axis] / 1e9 for rank in ranks]
-            for axis in ranks[0]["axis_bytes_per_second"]
-        },
-    }
+    columns = _columns(ranks)
     rows = [["rank", "host", "device", *columns, ""]]
     for index, rank in enumerate(ranks):
         values = [values[index] for values in columns.values()]
-        slow = [
-            name
-            for name, values in columns.items()
-            if values[index] < _SLOW_SHARE * statistics.median(values)
-        ]
+        slow = _slow_in(rank, ranks)
         rows.append(
             [
                 str(rank["rank"]),
@@ -223,7 +224,29 @@ def _rank_table(ranks: list[dict[str, Any]]) -> list[str]:
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [_align(row, widths) for row in rows]
+    return [*(_align(row, widths) for row in rows), *_LEGEND]
+
+
+def _columns(ranks: list[dict[str, Any]]) -> dict[str, list[float]]:
+    return {
+        "GFLOP/s": [rank["matrix_flops_per_second"] / 1e9 for rank in ranks],
+        "alone": [rank["matrix_flops_per_second_alone"] / 1e9 for rank in ranks],
+        "link GB/s": [rank["link_bytes_per_second"] / 1e9 for rank in ranks],
+        **{
+            f"{axis} GB/s": [rank["axis_bytes_per_second"][axis] / 1e9 for rank in ranks]
+            for axis in ranks[0]["axis_bytes_per_second"]
+        },
+    }
+
+
+def _slow_in(rank: dict[str, Any], ranks: list[dict[str, Any]]) -> list[str]:
+    """The columns in which a rank is well below the median."""
+    index = ranks.index(rank)
+    return [
+        name
+        for name, values in _columns(ranks).items()
+        if values[index] < _SLOW_SHARE * statistics.median(values)
+    ]
 
 
 def _align(row: list[str], widths: list[int]) -> str:

@@ -32,7 +32,11 @@ def train(
     ] = "",
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="Folder for metrics and checkpoints."),
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="Folder for metrics and checkpoints; by default outputs/ and RECIPE's name.",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what OUTPUT holds, or start where empty.")

@@ -173,7 +173,8 @@ def describe(dataset: xr.Dataset, name: Hashable) -> FieldArray:
         lat, lon = roles[Axis.LATITUDE], roles[Axis.LONGITUDE]
         order = order_axes(array[lat].values, array[lon].values)
         grid = f"{order.kind} {array.sizes[lat]}x{array.sizes[lon]}"
-        faults.append(order.why)
+        bare = [str(dim) for dim in (lat, lon) if dim not in array.coords]
+        faults.append(f"missing coordinate {' and '.join(bare)}" if bare else order.why)
     else:
         grid, fault = _other_grid(array)
         faults.append(fault)
@@ -376,7 +377,7 @@ def _calendar_fault(times: npt.NDArray[np.generic]) -> str:
 
 
 def _records(array: FieldArray, path: Path, indices: npt.NDArray[np.intp]) -> Iterator[FieldRecord]:
-    axes = array.order.axes if array.order is not None and not array.why else None
+    axes = array.order.axes if array.order is not None and not array.order.why else None
     for time, lead in indices:
         for level_index, level in enumerate(array.levels):
             for member_index, member in enumerate(array.members):

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from jigsaw_forecast.data.store import Times, shorten
+from jigsaw_forecast.data.store import Array, Store, Times, shorten
+from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import GRAVITY_M_S2, Field, plausible_range
 
 MAX_TIMES_LISTED = 3  # of one field
@@ -17,6 +18,7 @@ _OFTEN = {
     "specific_humidity": ("in g kg-1", 1e-3, 0.0),
     "temperature": ("in degC", 1.0, 273.15),
     "2m_temperature": ("in degC", 1.0, 273.15),
+    "land_sea_mask": ("in %", 0.01, 0.0),
 }
 
 
@@ -43,6 +45,35 @@ def describe_bad_maps(
             found = _describe_values(field, least[is_bad], most[is_bad])
             bad.append(f"{field} at {_describe_times(times, is_bad)} ({found})")
     return f"missing or implausible values: {'; '.join(bad)}" if bad else ""
+
+
+def describe_bad_static(name: str, values: npt.NDArray[np.floating]) -> str:
+    """What is missing or implausible in a static map; empty where it is good.
+
+    Args:
+        name: WeatherBench 2 name.
+        values: The map.
+    """
+    field = Field(name)
+    low, high = plausible_range(field)
+    least, most = np.atleast_1d(values.min()), np.atleast_1d(values.max())  # NaN passes into both
+    if low <= least[0] and most[0] <= high:
+        return ""
+    return (
+        f"static {name} has missing or implausible values: {_describe_values(field, least, most)}"
+    )
+
+
+def read_static(store: Store, name: str) -> Array:
+    """A static map of a store, the rows that a model computes.
+
+    Raises:
+        DataError: It is missing, has missing values, or cannot be on Earth.
+    """
+    values = store.static(name)[: store.grid.num_model_lat]
+    if bad := describe_bad_static(name, values):
+        raise DataError(f"{store.path}: {bad}")
+    return values
 
 
 def _describe_times(times: Times, is_bad: npt.NDArray[np.bool_]) -> str:

@@ -9,12 +9,14 @@ import xarray as xr
 
 from jigsaw_forecast.data.conversions import to_si
 from jigsaw_forecast.data.records import (
+    DIAGNOSTIC_HOURS,
+    DIAGNOSTIC_ONLY,
     GEOPOTENTIAL_HEIGHT,
     RELATIVE_HUMIDITY,
     SURFACE_HEIGHT,
     Float64Array,
 )
-from jigsaw_forecast.fields import VARIABLES, LevelType, Role, find_variable
+from jigsaw_forecast.fields import VARIABLES, LevelType, Role, Variable, find_variable
 
 
 class Axis(Enum):
@@ -208,7 +210,7 @@ def recognise(array: xr.DataArray, has_pressure: bool, has_model_levels: bool) -
     variable = _settle_geopotential(variable, units, has_pressure or has_model_levels)
     spec = VARIABLES.get(variable)
     if spec is not None and spec.role is Role.DIAGNOSTIC:
-        return Quantity(variable, "diagnostic: predicted, never an input")
+        return Quantity(variable, _why_diagnostic(spec, name, units))
     if has_model_levels:
         return Quantity(variable, "on hybrid (model) levels; a forecast needs pressure levels")
     if spec is not None:
@@ -221,6 +223,19 @@ def recognise(array: xr.DataArray, has_pressure: bool, has_model_levels: bool) -
         known = spec.units if spec else "its usual units"
         return Quantity(variable, f"units {units!r} are unknown here; expected {known}")
     return Quantity(variable, _why_not_instant(array.attrs))
+
+
+def _why_diagnostic(spec: Variable, name: str, units: str) -> str:
+    """`DIAGNOSTIC_ONLY`, and what keeps it from being trained on: only its name says the hours."""
+    faults = [DIAGNOSTIC_ONLY]
+    if name.lower() not in (spec.name, *spec.aliases):
+        faults.append(
+            f"nothing says that {name} is the sum over the {DIAGNOSTIC_HOURS} h before; rename it "
+            f"to {spec.name} if it is"
+        )
+    if to_si(spec.name, units) is None:
+        faults.append(f"units {units!r} are unknown here; expected {spec.units}")
+    return "; ".join(faults)
 
 
 def _name_of(array: xr.DataArray, name: str, has_pressure: bool) -> str | None:

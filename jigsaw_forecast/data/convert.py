@@ -12,12 +12,19 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from jigsaw_forecast.data.convert_finish import finish, plan_digest
-from jigsaw_forecast.data.convert_input import ConvertInput, Selection, open_input
+from jigsaw_forecast.data.convert_fields import Selection
+from jigsaw_forecast.data.convert_finish import (
+    clear_leftovers,
+    find_statics,
+    finish,
+    plan_digest,
+    put_in_place,
+)
+from jigsaw_forecast.data.convert_input import ConvertInput, open_input
 from jigsaw_forecast.data.convert_worker import (
     Work,
     convert_run,
@@ -107,22 +114,26 @@ def convert(request: ConvertRequest) -> TrainingSetHeader:
     partial = work.folder
     existing = _existing(request, plan)
     if existing is not None:
-        _log.info("%s is whole: nothing to do", request.output)
         return existing
+    for doubt in source.doubts:
+        _log.warning("%s", doubt)
+    statics = find_statics(source, request.statics)  # now, not after days of converting
     with _locked(partial, plan):
+        if (existing := _existing(request, plan)) is not None:
+            shutil.rmtree(partial)  # another process has just finished it
+            return existing
         todo = _find_todo(work)
         _log_start(request, work, len(todo))
         if todo:
             _convert_all(request, work, todo)
-        header = finish(work, plan, request.statics)
-        if request.output.exists():  # --overwrite, checked above
-            shutil.rmtree(request.output)
-        partial.rename(request.output)
+        header = finish(work, plan, statics)
+        put_in_place(partial, request.output)
     return header
 
 
 def _open(request: ConvertRequest) -> ConvertInput:
-    missing = [str(path) for path in request.inputs if not path.exists()]
+    given = (*request.inputs, *([request.statics] if request.statics else []))
+    missing = [str(path) for path in given if not path.exists()]
     if missing:
         raise DataError(f"missing inputs: {', '.join(missing)}")
     try:
@@ -160,6 +171,11 @@ def _choose_times(request: ConvertRequest, source: ConvertInput) -> Times:
     Raises:
         DataError: There are none, or some are missing and that is not allowed.
     """
+    if 24 % request.interval_hours:
+        raise DataError(
+            f"--interval {request.interval_hours} h does not divide a day, from whose start times "
+            "are counted; use 1, 2, 3, 4, 6, 8, 12 or 24 h"
+        )
     interval = np.timedelta64(request.interval_hours, "h").astype("timedelta64[s]")
     since_midnight = source.times - source.times.astype("datetime64[D]")
     chosen: Times = source.times[since_midnight % interval == np.timedelta64(0, "s")]
@@ -230,7 +246,7 @@ def _plan(request: ConvertRequest, work: Work) -> dict[str, Any]:
 
 
 def _existing(request: ConvertRequest, plan: dict[str, Any]) -> TrainingSetHeader | None:
-    """The header of a training set that is there already and is the one asked for.
+    """The header of a whole training set that is there already and is the one asked for.
 
     Raises:
         OutputError: Something else is there.
@@ -240,6 +256,9 @@ def _existing(request: ConvertRequest, plan: dict[str, Any]) -> TrainingSetHeade
         return None
     attributes = read_attributes(output)
     if attributes is not None and attributes.get("plan") == plan_digest(plan):
+        if (output / PLAN_FILE).exists():  # stopped after it got its name
+            clear_leftovers(output)
+        _log.info("%s is whole: nothing to do", output)
         return TrainingSetHeader.from_attributes(output, attributes)
     if attributes is None and not (output / ".zgroup").exists():
         raise OutputError(f"{output} exists and is no zarr store; choose another name")
@@ -262,11 +281,7 @@ def _locked(partial: Path, plan: dict[str, Any]) -> Iterator[None]:
     try:
         for folder in (partial, partial / VALUES, partial / PROGRESS_FOLDER):
             folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            fresh = path.with_name(f"{PLAN_FILE}.{os.getpid()}.partial")
-            fresh.write_text(json.dumps(plan))
-            fresh.rename(path)
-        stream = path.open("r")
+        stream = path.open("a+")
     except OSError as error:
         raise OutputError(f"cannot write {partial}: {error.strerror}") from None
     with stream:
@@ -276,14 +291,43 @@ def _locked(partial: Path, plan: dict[str, Any]) -> Iterator[None]:
             raise OutputError(f"{partial} is being written by another conversion") from None
         except OSError:
             _log.warning("%s: its file system has no locks; let no other conversion run", partial)
-        found = json.loads(stream.read())
-        if found != plan:
-            changed = [key for key in plan if found.get(key) != plan[key]]
+        if not path.exists() or not os.path.samestat(os.fstat(stream.fileno()), path.stat()):
             raise OutputError(
-                f"{partial} is the half of another conversion: {_differences(found, plan, changed)}"
-                "; run that command again, or delete the folder to start afresh"
+                f"{partial} has just been finished or deleted by another process; run the same "
+                "command again"
             )
+        _check_plan(stream, partial, plan)
         yield
+
+
+def _check_plan(stream: TextIO, partial: Path, plan: dict[str, Any]) -> None:
+    """Writes the plan into its file, or compares it with the one that is there.
+
+    Raises:
+        OutputError: It is another one, torn after shards were written, or cannot be written.
+    """
+    stream.seek(0)
+    try:
+        found = json.loads(stream.read())
+    except ValueError:  # just made, or by a process that was killed at once
+        if any((partial / PROGRESS_FOLDER).iterdir()):
+            raise OutputError(
+                f"{partial} is the half of a conversion whose {PLAN_FILE} is damaged; delete the "
+                "folder to start afresh"
+            ) from None
+        found = plan
+        try:
+            stream.truncate(0)
+            stream.write(json.dumps(plan))
+            stream.flush()
+        except OSError as error:
+            raise OutputError(f"cannot write {partial}: {error.strerror}") from None
+    if found != plan:
+        changed = [key for key in plan if found.get(key) != plan[key]]
+        raise OutputError(
+            f"{partial} is the half of another conversion: {_differences(found, plan, changed)}"
+            "; run that command again, or delete the folder to start afresh"
+        )
 
 
 def _differences(found: dict[str, Any], plan: dict[str, Any], changed: Sequence[str]) -> str:

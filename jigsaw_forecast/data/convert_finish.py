@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from jigsaw_forecast.data.convert_input import STATICS, ConvertInput, read_statics
+from jigsaw_forecast.data.bad_maps import describe_bad_static
+from jigsaw_forecast.data.convert_files import STATICS, read_statics
+from jigsaw_forecast.data.convert_input import ConvertInput
 from jigsaw_forecast.data.convert_worker import Work
 from jigsaw_forecast.data.field_moments import FieldMoments
-from jigsaw_forecast.data.store import Times, shorten
+from jigsaw_forecast.data.store import Array, Times, shorten
 from jigsaw_forecast.data.stores import PLAN_FILE
 from jigsaw_forecast.data.training_store import (
     CHECKSUM,
@@ -39,16 +42,48 @@ def plan_digest(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
-def finish(work: Work, plan: Mapping[str, Any], statics: Path | None) -> TrainingSetHeader:
-    """Writes everything beside the values; the root's attributes last of what a reader wants.
+def find_statics(source: ConvertInput, apart: Path | None) -> dict[str, Array]:
+    """Static maps on the grid of the inputs; a warning names those that are not there.
+
+    Args:
+        source: The inputs.
+        apart: File of the static maps, None where the inputs hold them.
+
+    Raises:
+        DataError: They cannot be read, have missing values or cannot be on Earth.
+    """
+    if apart is not None:
+        found = read_statics(apart, source.grid)
+    else:
+        found = source.statics()
+    bad = [text for name, map_ in found.items() if (text := describe_bad_static(name, map_))]
+    if bad:
+        raise DataError(
+            f"{apart or 'the inputs'}: {'; '.join(bad)}; give {'another' if apart else 'a'} file "
+            "with --statics"
+        )
+    if missing := [name for name in STATICS if name not in found]:
+        _log.warning(
+            "missing static fields %s%s: a model that takes them for forcings cannot be trained on "
+            "this set; give a file that holds them with --statics",
+            shorten(missing),
+            f" in {apart}" if apart else "",
+        )
+    return found
+
+
+def finish(work: Work, plan: Mapping[str, Any], statics: Mapping[str, Array]) -> TrainingSetHeader:
+    """Writes everything beside the values, the root's attributes last; `put_in_place` follows.
+
+    Plan and progress stay: stopped in here, the same conversion finishes again and converts
+    nothing.
 
     Args:
         work: All shards of it are done.
         plan: What `plan_digest` identifies it by.
-        statics: File of the static maps, None where the inputs hold them.
+        statics: Static maps by name.
 
     Raises:
-        DataError: Static maps have missing values.
         OutputError: The store cannot be written.
     """
     moments, checksums = _gather(work)
@@ -70,22 +105,65 @@ def finish(work: Work, plan: Mapping[str, Any], statics: Path | None) -> Trainin
         (work.folder / VALUES / "zarr.json").write_text(json.dumps(metadata, indent=1))
         group = zarr.open_group(work.folder, mode="a", zarr_format=3)
         _write_axes(group, work)
-        _write_statics(group, statics, source)
+        for name, map_ in statics.items():
+            _write(group, name, map_.astype(np.float32), ("latitude", "longitude"))
         beside = group.require_group(MOMENTS)
         for name, values in moments.to_arrays().items():
             _write(beside, name, values, ("time", "field"))
         _write(beside, CHECKSUM, checksums, ("time", "field"))
         beside.attrs.update({"digest": header.digest, "step_hours": header.step_hours})
         group.attrs.update({**header.to_attributes(), "plan": plan_digest(plan)})
-        shutil.rmtree(work.folder / PROGRESS_FOLDER)
         os.sync()  # a name that says whole must not outlive the bytes in a loss of power
-        (work.folder / PLAN_FILE).unlink()
     except OSError as error:
         raise OutputError(
             f"cannot write {work.folder}: {error.strerror}; free some space, then run the same "
             "command again to go on"
         ) from None
     return header
+
+
+def put_in_place(folder: Path, output: Path) -> None:
+    """Renames a finished set to its name; what had that name is deleted after that.
+
+    Stopped at any moment, the same command goes on to the same end: the new set is whole under
+    one of its names, with its plan.
+
+    Raises:
+        OutputError: It cannot be renamed.
+    """
+    replaced = _replaced_name(output)
+    try:
+        if os.path.lexists(output):
+            _delete(replaced)  # of a stop before, which the one at the name came after
+            os.rename(output, replaced)
+        os.rename(folder, output)
+    except OSError as error:
+        raise OutputError(
+            f"cannot rename {folder} to {output}: {error.strerror}; run the same command again"
+        ) from None
+    clear_leftovers(output)
+
+
+def clear_leftovers(output: Path) -> None:
+    """Deletes what a finished set does not need, the plan last: it tells that there is more."""
+    for path in (_replaced_name(output), output / PROGRESS_FOLDER, output / PLAN_FILE):
+        _delete(path)
+        if os.path.lexists(path):
+            _log.warning("%s is not needed any more and cannot be deleted", path)
+
+
+def _replaced_name(output: Path) -> Path:
+    """Where a set that `--overwrite` replaces waits until the new one has its name."""
+    return output.with_name(f".{output.name}.replaced")
+
+
+def _delete(path: Path) -> None:
+    """Deletes a file or folder as far as it can be; another process may do the same."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def data_digest(header: TrainingSetHeader, times: Times, checksums: Checksums) -> str:
@@ -124,27 +202,6 @@ def _write_axes(group: zarr.Group, work: Work) -> None:
     latitude.attrs.update({"units": "degrees_north", "standard_name": "latitude"})
     longitude = _write(group, "longitude", grid.longitudes, ("longitude",))
     longitude.attrs.update({"units": "degrees_east", "standard_name": "longitude"})
-
-
-def _write_statics(group: zarr.Group, statics: Path | None, source: ConvertInput) -> None:
-    apart = None
-    if statics is not None:
-        apart = read_statics(statics, source.grid)
-    missing = []
-    for name in STATICS:
-        values = apart.get(name) if apart is not None else source.static(name)
-        if values is None:
-            missing.append(name)
-        elif not np.isfinite(values).all():
-            raise DataError(f"static {name} has missing values; give another file with --statics")
-        else:
-            _write(group, name, values.astype(np.float32), ("latitude", "longitude"))
-    if missing:
-        _log.warning(
-            "missing static fields %s: a model that takes them for forcings cannot be trained on "
-            "this set; give a file that holds them with --statics",
-            shorten(missing),
-        )
 
 
 def _write(group: zarr.Group, name: str, values: Any, dims: tuple[str, ...]) -> zarr.Array[Any]:

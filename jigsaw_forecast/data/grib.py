@@ -9,10 +9,13 @@ import eccodes
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_forecast.data.eccodes_log import silence_eccodes
 from jigsaw_forecast.data.grib_grid import GribGrid, read_grid
 from jigsaw_forecast.data.grib_messages import GribField, find_fields, read_field
 from jigsaw_forecast.data.grib_packing import why_not_timed, why_not_unpackable
 from jigsaw_forecast.data.records import (
+    DIAGNOSTIC_HOURS,
+    DIAGNOSTIC_ONLY,
     GEOPOTENTIAL_HEIGHT,
     NOT_A_TIME,
     PRESSURE_LEVEL,
@@ -55,6 +58,15 @@ _MISSING_VALUE = -1e34  # far outside of any field; eccodes writes it where the 
 _GRIB1_LEVELS = (100, 109)
 _GRIB2_LEVELS = {100: 100.0, 105: 1.0}
 _SECTION4_BYTES = 34  # of templates 4.0 and, with more, 4.1
+# What eccodes 2.50 unpacks to float32: it refuses JPEG 2000 and IEEE, and leaves the logarithm of
+# logarithmic preprocessing in place.
+_FLOAT32_PACKINGS = (
+    "grid_simple",
+    "grid_complex",
+    "grid_complex_spatial_differencing",
+    "grid_ccsds",
+    "grid_second_order",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +84,7 @@ class GribSource:
         Raises:
             DataError: The file is empty, truncated, damaged or holds foreign bytes.
         """
+        silence_eccodes()
         self.path = path
         self._fields, self.bytes_read = find_fields(path)
         self._templates: dict[bytes, FieldRecord] = {}
@@ -135,10 +148,12 @@ class GribSource:
             )
         try:
             with _opened(message) as handle:
+                packing = _optional(handle, "packingType")
+                unpacked_as = dtype if packing in _FLOAT32_PACKINGS else np.float64
                 has_bitmap = _has_missing(handle)
                 if has_bitmap:
                     eccodes.codes_set(handle, "missingValue", _MISSING_VALUE)
-                values = eccodes.codes_get_values(handle, ktype=dtype)
+                values = eccodes.codes_get_values(handle, ktype=unpacked_as)
         # numpy's errors where eccodes makes a number of values up out of damaged lengths
         except (eccodes.CodesInternalError, ValueError, MemoryError) as fault:
             raise DataError(
@@ -147,8 +162,8 @@ class GribSource:
                 f"{eccodes.codes_get_api_version()}"
             ) from None
         if has_bitmap:
-            values[values == dtype(_MISSING_VALUE)] = np.nan
-        return np.asarray(values)
+            values[values == unpacked_as(_MISSING_VALUE)] = np.nan
+        return np.asarray(values, dtype=dtype)
 
     def _record(self, field: GribField) -> FieldRecord:
         """The record of one field: read by eccodes once per variable, repeated for its levels."""
@@ -190,8 +205,9 @@ class GribSource:
         member = _optional(handle, "number")
         variable = _variable(param_id, short_name, level_type)
         faults = [
-            _why_not_instant(field, handle, mars_type),
-            _why_not(param_id, short_name, variable, level_type),
+            _why_not_instant(field, handle, mars_type, variable),
+            _why_not(param_id, short_name, variable, level_type)
+            + _code(handle, param_id, field.edition),
             "no valid time in its headers" if np.isnat(valid_time) else "",
             grid.why,
             _GRID_WINDS if param_id in _WINDS and grid.winds_follow_grid else "",
@@ -279,11 +295,16 @@ def _section4(product: bytes) -> bytes:
     return product[position:]
 
 
+_SIGN_BIT = 1 << 31
+
+
 def _level(handle: int, level_type: str) -> int | float | None:
     try:
         level = float(eccodes.codes_get_double(handle, "level"))
     except eccodes.CodesInternalError:
         return None
+    if level >= _SIGN_BIT:  # GRIB 2 has a sign and a size, which eccodes reads as one number
+        level = _SIGN_BIT - level
     if level_type == "isobaricInPa":
         level /= 100.0
     return _plain_number(level)
@@ -320,7 +341,7 @@ def _why_not(param_id: int, short_name: str, variable: str, level_type: str) -> 
     if spec is None and variable not in _CONVERTIBLE.values():
         return f"unknown parameter {short_name} (paramId {param_id})"
     if spec is not None and spec.role is Role.DIAGNOSTIC:
-        return "diagnostic: predicted, never an input"
+        return DIAGNOSTIC_ONLY
     if spec is not None:
         is_pressure = spec.level_type is LevelType.PRESSURE
     else:
@@ -333,16 +354,48 @@ def _why_not(param_id: int, short_name: str, variable: str, level_type: str) -> 
     return ""
 
 
-def _why_not_instant(field: GribField, handle: int, mars_type: str | None) -> str:
+_GRIB1_CODE = ("table2Version", "indicatorOfParameter")
+_GRIB2_CODE = ("discipline", "parameterCategory", "parameterNumber")
+
+
+def _code(handle: int, param_id: int, edition: int) -> str:
+    """What the file says of a parameter that the tables do not have, else empty."""
+    if param_id:
+        return ""
+    keys = _GRIB1_CODE if edition == 1 else _GRIB2_CODE
+    said = [f"{key} {value}" for key in keys if (value := _optional(handle, key)) is not None]
+    return f": {', '.join(said)}" if said else ""
+
+
+def _why_not_instant(field: GribField, handle: int, mars_type: str | None, variable: str) -> str:
     """Why this is not the state at a point in time, otherwise empty."""
     step_type = _optional(handle, "stepType") or "instant"
+    spec = VARIABLES.get(variable)
+    if spec is not None and spec.role is Role.DIAGNOSTIC:
+        why = _why_not_six_hours(_optional(handle, "stepRange") or "", step_type)
+        return why or _why_no_state(mars_type)
     if step_type != "instant":
         span = _optional(handle, "stepRange")
         return f"{step_type} over steps {span}, not a value at a point in time"
-    if mars_type is not None and mars_type not in _STATE_TYPES:
-        return f"type {mars_type} is not a state of the atmosphere"
+    if why := _why_no_state(mars_type):
+        return why
     if field.edition == 2:
         template = int.from_bytes(_section4(field.product)[7:9], "big")
         if template not in _STATE_TEMPLATES:
             return f"product template 4.{template} is not a state of the atmosphere"
     return ""
+
+
+def _why_no_state(mars_type: str | None) -> str:
+    """Why fields of this MARS type are no state, otherwise empty."""
+    is_state = mars_type is None or mars_type in _STATE_TYPES
+    return "" if is_state else f"type {mars_type} is not a state of the atmosphere"
+
+
+def _why_not_six_hours(step_range: str, step_type: str) -> str:
+    """Why precipitation is not the sum over the 6 hours before its valid time, otherwise empty."""
+    first, _, last = step_range.partition("-")
+    is_span = first.isdigit() and last.isdigit()
+    if step_type == "accum" and is_span and int(last) - int(first) == DIAGNOSTIC_HOURS:
+        return ""
+    return f"{step_type} over steps {step_range}, not the sum over {DIAGNOSTIC_HOURS} hours"

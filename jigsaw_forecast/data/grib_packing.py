@@ -12,12 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 _SIMPLE, _COMPLEX, _SPATIAL, _IEEE = 0, 2, 3, 4
-_GRID_POINTS = (_SIMPLE, _COMPLEX, _SPATIAL, _IEEE, 40, 41, 42, 40010)  # JPEG 2000, PNG, CCSDS
+_JPEG = (40, 40000)  # the second as NCEP wrote it before there was a template
+_LOGARITHMIC = 61
+# the others: PNG, CCSDS
+_GRID_POINTS = (
+    _SIMPLE, _COMPLEX, _SPATIAL, _IEEE, *_JPEG, 41, 42, _LOGARITHMIC, 40010
+)  # fmt: skip
 # templates 3.0 to 3.40 with columns and rows in octets 31 to 38
 _GRIDS_OF_ROWS, _ROWS_END, _NOT_GIVEN = (0, 1, 10, 20, 30, 40), 38, 0xFFFFFFFF
 _IEEE_BYTES = {1: 4, 2: 8, 3: 16}
-_PNG = (41, 40010)  # the second as NCEP wrote it before there was a template
+_PNG = (41, 40010)  # likewise
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_SIGNATURE = b"\xff\x4f\xff\x51"  # start of codestream, image and tile size
 _PNG_CHANNELS = {0: 1, 2: 3, 6: 4}  # by colour type
 _NO_BITMAP = 255
 _MAX_BITS = 64
@@ -63,8 +69,8 @@ def why_not_unpackable(message: bytes) -> str:
         return f"{num_values} values for a grid of {grid_points} points"
     if sections[6][5] == _NO_BITMAP and num_values != grid_points:
         return f"{num_values} values for a grid of {grid_points} points, and no bitmap"
-    if sections[6][5] == 0 and len(sections[6]) - 6 < (grid_points + 7) // 8:
-        return f"a bitmap of {len(sections[6]) - 6} bytes for {grid_points} points"
+    if sections[6][5] == 0 and (why := _why_not_bitmap(sections[6][6:], grid_points, num_values)):
+        return why
     data = sections[7][5:]
     if template == _IEEE and len(sections[5]) > 11:
         return _compare(len(data), num_values * _IEEE_BYTES.get(sections[5][11], 0))
@@ -72,8 +78,10 @@ def why_not_unpackable(message: bytes) -> str:
         return f"a representation section of {len(sections[5])} bytes"
     if sections[5][19] > _MAX_BITS:
         return f"{sections[5][19]} bits a value"
-    if template == _SIMPLE:
+    if template in (_SIMPLE, _LOGARITHMIC):
         return _compare(len(data), (num_values * sections[5][19] + 7) // 8)
+    if template in _JPEG:
+        return _why_not_jpeg(data, num_values, sections[5][19])
     if template in _PNG:
         return _why_not_png(data, num_values, sections[5][19])
     if template in (_COMPLEX, _SPATIAL):
@@ -170,6 +178,17 @@ def _why_not_grid(section3: memoryview, grid_points: int) -> str:
     return f"{columns} columns and {rows} rows for {grid_points} points"
 
 
+def _why_not_bitmap(bitmap: memoryview, grid_points: int, num_values: int) -> str:
+    """Compares the points that a bitmap says are there with the values that are packed."""
+    if len(bitmap) < (grid_points + 7) // 8:
+        return f"a bitmap of {len(bitmap)} bytes for {grid_points} points"
+    there = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=grid_points)
+    num_there = int(np.count_nonzero(there))
+    if num_there == num_values:
+        return ""
+    return f"{num_values} values where the bitmap has {num_there} points"
+
+
 def _why_not_complex(
     section5: memoryview, data: memoryview, num_values: int, *, is_spatial: bool
 ) -> str:
@@ -205,6 +224,18 @@ def _why_not_complex(
     if int(widths.max()) > _MAX_BITS:
         return f"a group of {int(widths.max())} bits a value"
     return _compare(len(data), position + (int((widths * lengths).sum()) + 7) // 8)
+
+
+def _why_not_jpeg(data: memoryview, num_values: int, num_bits: int) -> str:
+    """Compares the size of a JPEG 2000 picture with the headers (ISO/IEC 15444-1, annex A.5)."""
+    if num_bits == 0:
+        return ""  # a constant field: there is no picture
+    if data[:4] != _JPEG_SIGNATURE or len(data) < 24:
+        return "no JPEG 2000 picture in its data section"
+    right, bottom, left, top = (_number(data, start, 4) for start in (8, 12, 16, 20))
+    if right > left and bottom > top and (right - left) * (bottom - top) == num_values:
+        return ""
+    return f"a JPEG 2000 picture of {right - left} x {bottom - top} points for {num_values} values"
 
 
 def _why_not_png(data: memoryview, num_values: int, num_bits: int) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_forecast.data.duplicates import agree
 from jigsaw_forecast.data.records import Axes, FieldRecord, Float32Array, Source
 from jigsaw_forecast.data.regrid import regrid as regrid_maps
 from jigsaw_forecast.data.selection import Choice, choose, list_times
@@ -20,9 +21,6 @@ from jigsaw_forecast.fields import GRAVITY_M_S2, WIND_COMPONENTS, Field
 from jigsaw_forecast.grid import Grid
 
 _log = logging.getLogger(__name__)
-
-# Two codings of one field may differ by a step of 16 bit packing, relative to its range.
-_DUPLICATE_TOLERANCE = 2e-5
 
 
 @dataclass(frozen=True)
@@ -326,20 +324,18 @@ def _duplicate_faults(
     field: Field, choice: Choice, values: Mapping[FieldRecord, Float32Array]
 ) -> list[str]:
     """Records of one field whose values differ."""
+    first = choice.record
     return [
-        f"{field} occurs twice with different values: {choice.record.where} and {record.where}; "
-        "remove one"
+        f"{field} occurs twice with different values: {first.where} "
+        + (
+            f"has the time {_minutes(first.valid_time)} twice"
+            if record.where == first.where
+            else f"and {record.where}"
+        )
+        + "; remove one"
         for record in choice.duplicates
-        if not _agree(values[choice.record], values[record])
+        if not agree(values[first], values[record])
     ]
-
-
-def _agree(first: Float32Array, second: Float32Array) -> bool:
-    if first.shape != second.shape:
-        return False
-    spread = float(np.nanmax(first) - np.nanmin(first)) if np.isfinite(first).any() else 0.0
-    tolerance = _DUPLICATE_TOLERANCE * spread
-    return bool(np.allclose(first, second, rtol=0.0, atol=tolerance, equal_nan=True))
 
 
 def _origins(choices: Mapping[Field, Choice]) -> list[str]:

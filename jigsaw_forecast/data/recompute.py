@@ -2,23 +2,26 @@
 
 import logging
 import multiprocessing
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from jigsaw_forecast.data.convert_fields import find_fields
 from jigsaw_forecast.data.convert_finish import data_digest
-from jigsaw_forecast.data.convert_input import find_fields
 from jigsaw_forecast.data.field_moments import FieldMoments, FieldSummary, PointMoments
 from jigsaw_forecast.data.shards import map_checksum
 from jigsaw_forecast.data.store import Array, Indices, Period, Store, shorten
 from jigsaw_forecast.data.stores import open_store
 from jigsaw_forecast.data.training_store import TrainingStore
+from jigsaw_forecast.data.weather_store import WeatherStore
 from jigsaw_forecast.errors import DataError, StoppedError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.grid import area_weights
@@ -27,6 +30,7 @@ from jigsaw_forecast.parallel.workers import end_with_parent
 
 _log = logging.getLogger(__name__)
 
+READ_BYTES = 1 << 28  # that a worker reads at once of chunks that hold several times
 FIELDS_PER_TASK = 4  # of a training set; of other stores all levels of a variable, read together
 # Rows are summed in float32 where moments are made, and in float64 here: relative to the field's
 # deviation they agree to about 1e-6; a value that differs shows far above this.
@@ -151,7 +155,7 @@ def compare_statistics(request: StatisticsRequest) -> StatisticsReport:
     """Reads all values of a period once, and compares with what the store says of them.
 
     A worker holds three maps in float64 for each of its fields, all levels of a variable or
-    `FIELDS_PER_TASK`, and one time of them.
+    `FIELDS_PER_TASK`, and one time of them, or where chunks hold several, `READ_BYTES` of them.
 
     Raises:
         DataError: The store is wrong, or its values are missing, damaged or implausible.
@@ -198,7 +202,10 @@ def _run_tasks(request: StatisticsRequest, store: Store, indices: Indices) -> li
                 progress.advance()
             return parts
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(request.num_processes, len(tasks)), context, end_with_parent)
+        stop = context.Event()
+        pool = ProcessPoolExecutor(
+            min(request.num_processes, len(tasks)), context, _start_worker, (stop,)
+        )
         try:
             for done in as_completed([pool.submit(_read_task, task) for task in tasks]):
                 parts.append(done.result())
@@ -208,6 +215,7 @@ def _run_tasks(request: StatisticsRequest, store: Store, indices: Indices) -> li
                 "a worker was killed, perhaps for its memory; use fewer --processes"
             ) from None
         finally:
+            stop.set()  # what one has found wrong is told now, not when the others have read all
             pool.shutdown(cancel_futures=True)
     return parts
 
@@ -221,8 +229,41 @@ def _group(fields: Sequence[Field], store: Store) -> list[tuple[Field, ...]]:
     return [tuple(field for field in fields if field.variable == name) for name in variables]
 
 
+_stop: Event | None = None
+
+
+def _start_worker(stop: Event) -> None:
+    """Prepares a process: it ends with its parent, and leaves signals of the terminal to it."""
+    global _stop  # a pool hands a worker its state in no other way
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def _read_blocks(store: Store, task: _Task, rows: slice) -> Iterator[tuple[int, Array]]:
+    """Places of all times of a task and their values [F, Y, X], each chunk decoded once.
+
+    Where a chunk's times take more than `READ_BYTES` it is decoded for every such part of it.
+
+    Raises:
+        StoppedError: Another worker has failed.
+    """
+    per_chunk = store.times_per_chunk if isinstance(store, WeatherStore) else 1
+    sample_bytes = len(task.fields) * (rows.stop - rows.start) * store.grid.num_lon * 4
+    most = max(1, min(per_chunk, READ_BYTES // sample_bytes))
+    start = 0
+    while start < len(task.indices):
+        if _stop is not None and _stop.is_set():
+            raise StoppedError("stopped between two reads")
+        chunk = task.indices[start] // per_chunk
+        block = [n for n in task.indices[start : start + most] if n // per_chunk == chunk]
+        values = store.read(np.array(block), task.fields, rows)
+        yield from enumerate(values, start)
+        start += len(block)
+
+
 def _read_task(task: _Task) -> _Part:
-    """Moments of some fields, in float64 throughout; a time read again only after a gap."""
+    """Moments of some fields, in float64 throughout; no time is read twice."""
     store = open_store(task.store, task.fields, num_threads=1)
     rows = slice(0, store.grid.num_model_lat)
     weights = area_weights(store.grid.latitudes)[rows]
@@ -234,8 +275,7 @@ def _read_task(task: _Task) -> _Part:
     points = PointMoments((len(task.fields), len(weights), store.grid.num_lon))
     checksums = np.zeros((len(times), len(task.fields)), dtype=np.uint32)
     earlier: dict[np.datetime64, Array] = {}
-    for place, index in enumerate(task.indices):
-        values = store.read(np.array([index]), task.fields, rows)[0]
+    for place, values in _read_blocks(store, task, rows):
         points.add(values[None])
         checksums[place] = [map_checksum(found) for found in values]
         exact = values.astype(np.float64)
@@ -319,7 +359,12 @@ def _save(
     indices: Indices,
     parts: Sequence[tuple[_Part, int]],
 ) -> None:
-    """Writes what training normalises with, as `StatisticsBuilder` makes it from all times."""
+    """Writes what training normalises with, as `StatisticsBuilder` makes it from all times.
+
+    Raises:
+        DataError: A field never varies, or no two times are a step apart.
+        OutputError: The file cannot be written.
+    """
     # torch, which takes seconds, is imported only where a file is written
     from jigsaw_forecast.data.statistics import Statistics, StatisticsOrigin, save_statistics
 
@@ -338,6 +383,15 @@ def _save(
         diagnostic_std=summary.std[split:].astype(np.float32),
     )
     times = store.times[indices]
+    if not np.isfinite(summary.tendency_std).all():
+        raise DataError(
+            f"{store.path}: no two of {len(times)} times are {request.step_hours} h apart: "
+            "tendencies cannot be normalised; choose another period or step"
+        )
+    try:
+        statistics.check([str(field) for field in request.fields])
+    except DataError as error:
+        raise DataError(f"{store.path}: {error}; leave them out with --fields") from None
     origin = StatisticsOrigin(
         digest=store.digest,
         fields=tuple(str(field) for field in request.fields),

@@ -15,6 +15,11 @@ NOT_A_TIME = np.datetime64("NaT", "s")
 
 PRESSURE_LEVEL = "isobaricInhPa"  # level type of every record on a pressure level
 
+# The whole reason against a field that a forecast predicts and never starts from; training takes
+# it.
+DIAGNOSTIC_ONLY = "diagnostic: predicted, never an input"
+DIAGNOSTIC_HOURS = 6  # that precipitation is summed over, up to its valid time
+
 # Names for quantities that are not fields of a model but turn into one (conversions.py).
 GEOPOTENTIAL_HEIGHT = "geopotential_height"
 RELATIVE_HUMIDITY = "relative_humidity"

@@ -18,7 +18,7 @@ from jigsaw_forecast.data.records import (
     FieldRecord,
     Float32Array,
 )
-from jigsaw_forecast.fields import Field, LevelType
+from jigsaw_forecast.fields import Field, LevelType, Role
 
 _LEVEL_TOLERANCE_HPA = 1e-4
 _NUM_LISTED = 12
@@ -117,15 +117,32 @@ def choose(
         else:
             absent.setdefault(found, []).append(field)
     faults = [f"{why.verb} {list_fields(names)}: {why.reason}" for why, names in absent.items()]
-    if member and choices and all(choice.record.member is None for choice in choices.values()):
-        faults.append(
-            f"missing member {member}: no field has an ensemble member, so that all members would "
-            "be one forecast; give a file that holds members, or a template with {member}"
-        )
+    faults += _find_shared(choices, member)
     reasons = {
         field: f"{why.verb}: {why.reason}" for why, names in absent.items() for field in names
     }
     return Selection(choices, reasons, faults)
+
+
+def _find_shared(choices: Mapping[Field, Choice], member: int | None) -> list[str]:
+    """What a perturbed member would have in common with all others; fixed fields may be so."""
+    shared = [
+        field
+        for field, choice in choices.items()
+        if any(record.member is None for record in choice.records_to_read)
+        and field.spec.role is not Role.STATIC
+    ]
+    if not member or not shared:
+        return []
+    if len(shared) == len(choices):
+        return [
+            f"missing member {member}: no field has an ensemble member, so that all members would "
+            "be one forecast; give a file that holds members, or a template with {member}"
+        ]
+    return [
+        f"missing {list_fields(shared)} of member {member}: the file holds them without a member, "
+        "as an analysis does, and other fields of members; give a file that holds every member's"
+    ]
 
 
 def _choose_one(
@@ -141,12 +158,18 @@ def _choose_one(
         return _Absence("missing", reason)
     numbers = sorted({r.member for r in matches if r.member is not None})
     if member is None and len(numbers) > 1:
-        reason = f"the file holds ensemble members {_list_numbers(numbers)}, choose one"
+        reason = (
+            f"the file holds ensemble members {_list_numbers(numbers)}; give --members N to "
+            "forecast 0 to N-1 of them, or a file with one"
+        )
         return _Absence("cannot choose", reason)
     if member is not None:
-        matches = [r for r in matches if r.member in (member, None)]
+        # an analysis in the same file stands in for a member only where it has none
+        own_number = [r for r in matches if r.member == member]
+        matches = own_number or [r for r in matches if r.member is None]
         if not matches:
-            held = f"the file holds ensemble member {_list_numbers(numbers)}, not {member}"
+            word = "members" if len(numbers) > 1 else "member"
+            held = f"the file holds ensemble {word} {_list_numbers(numbers)}, not {member}"
             return _Absence("missing", held)
     choice = _best(matches, field)
     if choice.record.variable != RELATIVE_HUMIDITY:

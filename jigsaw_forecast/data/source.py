@@ -1,7 +1,9 @@
 """Opens a file of initial conditions, its type told by content."""
 
+import re
 from pathlib import Path
 
+from jigsaw_forecast.data.classic_netcdf import CLASSIC_MAGICS
 from jigsaw_forecast.data.grib import GribSource
 from jigsaw_forecast.data.grib_messages import is_html
 from jigsaw_forecast.data.initial_state import InitialStatePlan, plan_initial_state
@@ -14,7 +16,6 @@ __all__ = ["InitialStatePlan", "Source", "open_source", "plan_initial_state"]
 
 _HEAD_BYTES = 1024
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-_CLASSIC_MAGICS = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 # What is not read, by how it starts: what it is, and what to do about it.
 _OTHERS = {
     b"\x1f\x8b": ("compressed with gzip", "unpack it first (gunzip)"),
@@ -27,6 +28,14 @@ _OTHERS = {
     b"version https://git-lfs": ("a Git LFS pointer, not the file", "fetch it (git lfs pull)"),
 }
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata")
+
+
+def _starts_a_message(head: bytes) -> bool:
+    """Whether `GRIB` stands there with an edition, and not as a word of a text."""
+    return any(
+        head[match.end() + 3 : match.end() + 4] in (b"", b"\x00", b"\x01", b"\x02", b"\x03")
+        for match in re.finditer(b"GRIB", head)
+    )
 
 
 def open_source(path: str | Path) -> Source:
@@ -48,7 +57,7 @@ def open_source(path: str | Path) -> Source:
             head = stream.read(_HEAD_BYTES)
     except OSError as fault:
         raise DataError(f"cannot read {path}: {fault.strerror or fault}") from None
-    if head.startswith(_HDF5_MAGIC) or head.startswith(_CLASSIC_MAGICS):
+    if head.startswith((_HDF5_MAGIC, *CLASSIC_MAGICS)):
         return NetcdfSource(path)
     if not head:
         raise DataError(f"{path} is empty (0 bytes); fetch it again")
@@ -60,7 +69,7 @@ def open_source(path: str | Path) -> Source:
     for magic, (what, advice) in _OTHERS.items():
         if head.startswith(magic):
             raise DataError(f"{path} is {what}; {advice}")
-    if b"GRIB" not in head:
+    if not _starts_a_message(head):
         raise DataError(
             f"{path} is neither GRIB, netCDF nor zarr: it starts with {head[:16]!r}; fetch it again"
         )

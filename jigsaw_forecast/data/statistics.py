@@ -16,7 +16,7 @@ from jigsaw_forecast.data.field_moments import PointMoments
 from jigsaw_forecast.errors import DataError, OutputError
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.parallel.collectives import all_reduce_sum
-from jigsaw_forecast.parallel.mesh import Mesh
+from jigsaw_forecast.parallel.mesh import Axis, Mesh
 
 Array = npt.NDArray[np.float32]
 Array64 = npt.NDArray[np.float64]
@@ -58,6 +58,27 @@ class Statistics:
         if missing:
             raise DataError(f"statistics: missing arrays {', '.join(missing)}")
         return cls(**{name: np.asarray(arrays[name], dtype=np.float32) for name in names})
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuses fields by whose deviation nothing can be divided.
+
+        Args:
+            names: Short names of all prognostic, then all diagnostic fields.
+
+        Raises:
+            DataError: Means are not finite, or fields vary by less than float32 resolves; all are
+                named.
+        """
+        largest = np.abs(self.mean).max(axis=(1, 2), initial=0.0)
+        scale = np.concatenate([largest, np.abs(self.diagnostic_mean)])
+        std = np.concatenate([self.std, self.diagnostic_std])
+        tendency = np.concatenate([self.tendency_std, self.diagnostic_std])
+        least = np.finfo(np.float32).eps * scale  # rounding alone gives a constant field as much
+        is_good = np.isfinite(scale) & np.isfinite(std) & np.isfinite(tendency)
+        is_good &= (std > least) & (tendency > least)
+        constant = [name for name, good in zip(names, is_good, strict=True) if not good]
+        if constant:
+            raise DataError(f"fields that never vary cannot be trained on: {', '.join(constant)}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +124,7 @@ def load_statistics(path: Path, origin: StatisticsOrigin) -> Statistics:
 
     Raises:
         DataError: The file is missing, damaged or of another data set, fields, grid or step; all
-            that differs is listed.
+            that differs is listed. Or a field in it never varies.
     """
     try:
         with safe_open(path, "np") as stored:
@@ -134,6 +155,10 @@ def load_statistics(path: Path, origin: StatisticsOrigin) -> Statistics:
             f"{path}: statistics with {held} diagnostic fields, expected {origin.num_diagnostics}; "
             "make them again with `jigsaw-forecast data statistics --recipe`"
         )
+    try:
+        statistics.check(origin.fields)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     return statistics
 
 
@@ -144,7 +169,7 @@ def row_weights(grid: Grid) -> Array64:
 
 
 class StatisticsBuilder:
-    """Gathers the statistics of this rank's fields and rows, chunk after chunk in time order."""
+    """Gathers the statistics of this rank's fields, rows and times, chunks in time order."""
 
     def __init__(
         self, num_fields: int, num_diagnostics: int, weights: Array64, num_lon: int, stride: int = 1
@@ -180,44 +205,40 @@ class StatisticsBuilder:
         """Forgets the last times, so that no tendency spans a gap."""
         self._tail = self._tail[:0]
 
-    def merge(self, other: "StatisticsBuilder") -> None:
-        """Adds another part of the times; no tendency between the parts."""
-        self.moments.merge(other.moments)
-        self.tendency_count += other.tendency_count
-        self.tendency_squares += other.tendency_squares
+    def follow(self, values: Array) -> None:
+        """Takes the times before the next ones, which another replica adds; shape as of `add`."""
+        self._tail = values[:, : self._num_fields].copy()
 
     def finish(self, mesh: Mesh, layout: "StatisticsLayout") -> Statistics:
-        """The statistics of all fields over the whole grid, the same on every rank.
+        """The statistics of all fields, times and the whole grid, the same on every rank.
 
         Args:
-            mesh: This rank's mesh.
+            mesh: This rank's mesh; each of its replicas has added its share of the times.
             layout: Where this rank's fields and rows lie in the whole.
 
         Raises:
             DataError: There are too few times, or a field never varies.
 
         Communication:
-            One all-reduce of the mean map and one of the sums, over domain and tensor.
+            Over data one all-reduce of this rank's mean map and two of sums; then one of the mean
+            map and two of sums over domain and tensor.
         """
-        if self.moments.count < MIN_TIMES or not self.tendency_count:
-            raise DataError(f"statistics need {MIN_TIMES} times, found {self.moments.count}")
         num_points = layout.num_rows * self.moments.mean.shape[-1]
         weights = self._weights[None, :, None] / num_points
         split = self._num_fields
-        means = (self.moments.mean * weights).sum(axis=(1, 2))
-        variances = (self.moments.squares * weights).sum(axis=(1, 2)) / self.moments.count
-        second = (np.square(self.moments.mean) * weights).sum(axis=(1, 2))
-        tendencies = self.tendency_squares / (self.tendency_count * num_points)
+        mean, variances, tendencies = self._join_replicas(mesh, weights)
+        tendencies /= num_points
+        means = (mean * weights).sum(axis=(1, 2))
+        second = (np.square(mean) * weights).sum(axis=(1, 2))
 
-        full_map = np.zeros((layout.num_fields, layout.num_rows, self.moments.mean.shape[-1]))
-        full_map[layout.fields, layout.rows] = self.moments.mean[:split]
+        full_map = np.zeros((layout.num_fields, layout.num_rows, mean.shape[-1]))
+        full_map[layout.fields, layout.rows] = mean[:split]
         sums = np.zeros((2, layout.num_fields))
         sums[:, layout.fields] = variances[:split], tendencies
         diagnostic = np.zeros((3, layout.num_diagnostics))
         diagnostic[:, layout.diagnostics] = np.stack([means, variances, second])[:, split:]
         for array in (full_map, sums, diagnostic):
-            reduced = torch.from_numpy(array).to(mesh.device)
-            array[...] = all_reduce_sum(reduced, (mesh.domain, mesh.tensor)).cpu().numpy()
+            array[...] = _sum_over(mesh, array, (mesh.domain, mesh.tensor))
         diagnostic_variance = diagnostic[1] + diagnostic[2] - np.square(diagnostic[0])
         statistics = Statistics(
             *(
@@ -231,8 +252,36 @@ class StatisticsBuilder:
                 )
             )
         )
-        _check_variation(statistics, layout)
+        statistics.check(layout.names)
         return statistics
+
+    def _join_replicas(self, mesh: Mesh, weights: Array64) -> tuple[Array64, Array64, Array64]:
+        """Mean map, variance about it and mean squared tendency of this piece over all times.
+
+        Where one replica has all times this changes no bit.
+
+        Source: Chan, Golub and LeVeque (1979): each part's squares about its own mean, plus its
+        count times the square of that mean's distance from the mean of all.
+        """
+        moments = self.moments
+        counts = _sum_over(
+            mesh, np.array([moments.count, self.tendency_count], np.float64), (mesh.data,)
+        )
+        if counts[0] < MIN_TIMES or not counts[1]:
+            raise DataError(f"statistics need {MIN_TIMES} times, found {counts[0]:.0f}")
+        mean = _sum_over(mesh, moments.mean * (moments.count / counts[0]), (mesh.data,))
+        squares = (moments.squares * weights).sum(axis=(1, 2))
+        if mesh.data.size > 1:
+            distance = (np.square(moments.mean - mean) * weights).sum(axis=(1, 2))
+            squares += moments.count * distance
+        sums = _sum_over(mesh, np.concatenate([squares, self.tendency_squares]), (mesh.data,))
+        return mean, sums[: len(squares)] / counts[0], sums[len(squares) :] / counts[1]
+
+
+def _sum_over(mesh: Mesh, array: Array64, axes: Sequence[Axis]) -> Array64:
+    """The sum over all ranks of some axes of the mesh, the same bits on each."""
+    reduced = all_reduce_sum(torch.from_numpy(array).to(mesh.device), axes)
+    return np.asarray(reduced.cpu().numpy())
 
 
 @dataclass(frozen=True)
@@ -259,13 +308,3 @@ class StatisticsLayout:
     def num_diagnostics(self) -> int:
         """Diagnostic fields in all."""
         return len(self.names) - self.num_fields
-
-
-def _check_variation(statistics: Statistics, layout: StatisticsLayout) -> None:
-    """Refuses fields by whose deviation nothing can be divided."""
-    std = np.concatenate([statistics.std, statistics.diagnostic_std])
-    tendency = np.concatenate([statistics.tendency_std, statistics.diagnostic_std])
-    good = np.isfinite(std) & (std > 0) & np.isfinite(tendency) & (tendency > 0)
-    constant = [name for name, is_good in zip(layout.names, good, strict=True) if not is_good]
-    if constant:
-        raise DataError(f"fields that never vary cannot be trained on: {', '.join(constant)}")

@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 
 MAX_THREADS = 8
 MAX_LISTED = 12  # bad maps in one message
+# 2019, 2019-12, 2019-12-31 or a time of that day
+_TIME = re.compile(r"\d{4}(-\d{2}(-\d{2}([T ]\d{2}(:\d{2}(:\d{2})?)?)?)?)?")
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,25 @@ class Period:
 
     @classmethod
     def parse(cls, text: str) -> "Period":
-        """The period `START/END`, ISO dates or times; an end without hours means its whole day.
+        """The period `START/END`, ISO dates or times; both ends included, to their last moment.
+
+        `1979/2019` ends with 2019, `2020-01/2020-02` with February, `2020-01-01/2020-02-01` with
+        that day; an end that says hours is that time.
 
         Raises:
             ValueError: The text is not two dates in order.
         """
-        start_text, slash, end_text = (part.strip() for part in text.partition("/"))
+        parts = [part.strip() for part in text.split("/")]
+        wrong = f"{text!r} is not START/END, such as 2017-01-01/2024-12-31 or 2017/2024"
+        if len(parts) != 2 or not all(_TIME.fullmatch(part) for part in parts):
+            raise ValueError(wrong)
         try:
-            start, end = np.datetime64(start_text, "s"), np.datetime64(end_text, "s")
+            start, end = np.datetime64(parts[0], "s"), np.datetime64(parts[1], "s")
         except ValueError:
-            raise ValueError(f"{text!r} is not START/END, such as 2017-01-01/2024-12-31") from None
-        if not slash or np.isnat(start) or np.isnat(end):
-            raise ValueError(f"{text!r} is not START/END, such as 2017-01-01/2024-12-31")
-        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", end_text):
-            end = end + np.timedelta64(86399, "s")
+            raise ValueError(wrong) from None
+        if len(parts[1]) <= len("2019-12-31"):  # numpy counts in years, months or days
+            after: np.datetime64 = np.datetime64(parts[1]) + 1
+            end = after.astype("datetime64[s]") - np.timedelta64(1, "s")
         if end < start:
             raise ValueError(f"{text!r} ends before it starts")
         return cls(start, end)
@@ -76,6 +83,8 @@ def find_gaps(times: Times, interval: np.timedelta64) -> list[str]:
         num_missing, remainder = divmod(steps[place], interval)
         if num_missing > 1 and not remainder.astype(int):
             gap += f" ({num_missing - 1} missing)"
+        elif num_missing <= 0:
+            gap += " (doubled)" if steps[place] == np.timedelta64(0, "s") else " (out of order)"
         gaps.append(gap)
     return gaps
 
@@ -214,9 +223,11 @@ class Store(ABC):
         """
         gaps = self.find_gaps(period, interval)
         if gaps:
+            advice = "set data.allow_gaps = true to train on the whole sequences between them"
+            if (np.diff(self.times[self.indices(period)]) <= np.timedelta64(0, "s")).any():
+                advice = "sort them and keep each once, as `jigsaw-forecast data convert` does"
             hours = int(interval / np.timedelta64(1, "h"))
             raise DataError(
                 f"{self.path}: times missing or not {hours} h apart within {period}: "
-                f"{', '.join(gaps)}; set data.allow_gaps = true to train on the whole sequences "
-                "between them"
+                f"{', '.join(gaps)}; {advice}"
             )

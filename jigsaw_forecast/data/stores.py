@@ -31,13 +31,16 @@ def open_store(path: Path, fields: Sequence[Field], num_threads: int | None = No
         DataError: It is not there, half converted, damaged or lacks fields; all that is wrong.
         GridError: Its grid is not a global regular one.
     """
-    if (path / PLAN_FILE).exists():
+    attributes = read_attributes(path)
+    is_training_set = attributes is not None and attributes.get("format") == FORMAT
+    # a set gets its name when it is whole, and only then loses its plan
+    is_whole = is_training_set and path.suffix != PARTIAL_SUFFIX
+    if (path / PLAN_FILE).exists() and not is_whole:
         raise DataError(_describe_half(path))
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     if not path.exists() and (partial / PLAN_FILE).exists():
         raise DataError(f"missing {path}; {_describe_half(partial)}")
-    attributes = read_attributes(path)
-    if attributes is not None and attributes.get("format") == FORMAT:
+    if is_training_set:
         return TrainingStore(path, fields, num_threads)
     return WeatherStore(path, fields, num_threads)
 
@@ -52,6 +55,8 @@ def _describe_half(partial: Path) -> str:
     done = {file.stem for file in (partial / PROGRESS_FOLDER).glob("*.npz")}
     starts = range(0, len(times), per_shard)
     missing = [times[start] for number, start in enumerate(starts) if str(number) not in done]
+    if not missing:
+        return f"{partial} is converted and not yet finished; run the same `data convert` again"
     spans = f"shards of {per_shard} times from " if per_shard > 1 else "times "
     return (
         f"{partial} is half converted: missing {len(missing)} of {len(starts)} "

@@ -1,6 +1,5 @@
 """The training set: normalised anomalies of this rank's piece, in memory or read ahead."""
 
-import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -28,8 +27,6 @@ __all__ = ["Batch", "ReadAhead", "SampleOrder", "TrainingSet"]
 
 Array = npt.NDArray[np.float32]
 
-_log = logging.getLogger(__name__)
-
 TIMES_PER_READ = 120  # one shard of the nature run
 BYTES_PER_READ = 1 << 26  # statistics hold several times as much in float64
 
@@ -43,6 +40,7 @@ class TrainingSet:
 
     Attributes:
         times: Valid times of the period, datetime64[s], ascending.
+        gaps: Where times are missing, as text.
     """
 
     def __init__(
@@ -75,11 +73,7 @@ class TrainingSet:
         self._store = store
         self._samples = SampleTimes(store, period, config.step_hours, allow_gaps=allow_gaps)
         self.times, self._indices = self._samples.times, self._samples.indices
-        if gaps := self._samples.gaps:
-            _log.warning(
-                "%s: %d gaps within %s, trained on the whole sequences between them: %s",
-                *(store.path, len(gaps), period, ", ".join(gaps)),
-            )
+        self.gaps = tuple(self._samples.gaps)
         self._rows = pieces.rows
         self._prognostic = config.prognostic_fields[pieces.fields]
         self._diagnostic = config.diagnostic_fields[pieces.diagnostics]
@@ -125,6 +119,8 @@ class TrainingSet:
     ) -> Statistics:
         """Statistics over the period, the same on every rank; before `normalise`.
 
+        Each replica reads its share of the times, one stretch of the period.
+
         Args:
             config: The architecture.
             mesh: This rank's mesh.
@@ -146,11 +142,17 @@ class TrainingSet:
             self._samples.stride if pairs is None else 1,
         )
 
+        parts = self._contiguous_places() if pairs is None else [(pair, 0) for pair in pairs]
+        index, size = mesh.data.index, mesh.data.size
+        own = parts[len(parts) * index // size : len(parts) * (index + 1) // size]
+
         def add_parts() -> None:
-            parts = self._contiguous_places() if pairs is None else ((pair, True) for pair in pairs)
-            for places, is_first in parts:
-                if is_first:
+            for number, (places, num_before) in enumerate(own):
+                if not num_before:
                     builder.start_again()
+                elif not number:  # the replica before this one has added these
+                    first = places[0] - min(num_before, self._samples.stride)
+                    builder.follow(self._physical(np.arange(first, places[0])))
                 builder.add(self._physical(places))
                 if advance is not None:
                     advance(len(places))
@@ -234,13 +236,14 @@ class TrainingSet:
     def _map_shape(self) -> tuple[int, int, int]:
         return len(self.fields), self._rows.stop - self._rows.start, self._store.grid.num_lon
 
-    def _contiguous_places(self) -> Iterator[tuple[Places, bool]]:
-        """Places of a part, and whether a gap comes before it."""
-        for sequence in self._samples.sequences:
-            size = self._times_per_part()
-            for start in range(sequence.start, sequence.stop, size):
-                stop = min(start + size, sequence.stop)
-                yield np.arange(start, stop), start == sequence.start
+    def _contiguous_places(self) -> list[tuple[Places, int]]:
+        """Places of each part, and how many come before it without a gap."""
+        size = self._times_per_part()
+        return [
+            (np.arange(start, min(start + size, sequence.stop)), start - sequence.start)
+            for sequence in self._samples.sequences
+            for start in range(sequence.start, sequence.stop, size)
+        ]
 
     def _parts(self) -> Iterator[slice]:
         size = self._times_per_part()

@@ -70,8 +70,14 @@ class WeatherStore(Store):
         self.path = path
         if not path.exists():
             raise DataError(
-                f"missing {path}: no such store; set data.path, or make the nature run there with "
+                f"missing {path}: no such store; set data.path, or make it: of other data with "
+                f"`jigsaw-forecast data convert IN... {path}`, of a simulated planet with "
                 f"`jigsaw-forecast data nature-run {path}`"
+            )
+        if path.is_file():
+            raise DataError(
+                f"{path} is a file, expected a zarr store; make a training set of it with "
+                f"`jigsaw-forecast data convert {path} {path.with_suffix('.zarr')}`"
             )
         try:
             files = CountingStore(LocalStore(path, read_only=True))
@@ -141,17 +147,26 @@ class WeatherStore(Store):
         return max(sizes)
 
     def static(self, name: str) -> Array:
-        """A variable without time, or its first time, shape [Y, X], north to south.
+        """A variable without time, or its first time, SI units, shape [Y, X], north to south.
 
         Raises:
-            DataError: The store does not hold it.
+            DataError: The store does not hold it, or in units or dims that are unknown here.
         """
         if name not in self._data:
             raise DataError(f"{self.path}: missing static variable {name}")
         array = self._data[name]
         if "time" in array.dims:  # ARCO-ERA5 repeats the surface at every hour
             array = array.isel(time=0)
+        units = str(array.attrs.get("units", ""))
+        if set(array.dims) != {LATITUDE_DIM, "longitude"}:
+            raise DataError(f"{self.path}: static {name} has dims {array.dims}")
+        if name in VARIABLES and to_si(name, units) is None:
+            expected = VARIABLES[name].units
+            raise DataError(f"{self.path}: static {name} is in {units!r}, expected {expected}")
+        scale, offset = to_si(name, units) or (1.0, 0.0)
         values = array.transpose(LATITUDE_DIM, "longitude").values
+        if (scale, offset) != (1.0, 0.0):
+            values = values.astype(np.float64) * scale + offset
         north_first = values[::-1] if self._ascending else values
         return np.ascontiguousarray(north_first, dtype=np.float32)
 

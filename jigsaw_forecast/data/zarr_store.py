@@ -44,6 +44,12 @@ class ZarrSource(ArraySource):
                 mask_and_scale=True,
             )
             group = zarr.open_group(self._store, mode="r")
+            groups = sorted(name for name, _ in group.groups())
+            if groups and not dataset.data_vars:
+                raise DataError(
+                    f"{path} holds no arrays of its own, only groups: give one of "
+                    f"{', '.join(str(path / name) for name in groups)}"
+                )
             self._stored = {str(name): group[str(name)] for name in dataset.data_vars}
             super().__init__(path, dataset)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as fault:

@@ -20,7 +20,7 @@ from jigsaw_forecast.errors import DataError, ForecastError, MeshError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.check_input import InputCheck, check_initial_state
 from jigsaw_forecast.forecast.check_report import CheckReport, DiskCheck, MemoryCheck, TimeEstimate
-from jigsaw_forecast.forecast.inputs import DEFAULT_INPUT
+from jigsaw_forecast.forecast.inputs import DEFAULT_INPUT, foreign_notice
 from jigsaw_forecast.forecast.output import check_keys, resolve_outputs
 from jigsaw_forecast.forecast.prepare import check_side_files, make_spec
 from jigsaw_forecast.forecast.product import Product
@@ -33,6 +33,7 @@ from jigsaw_forecast.forecast.schedule import (
     make_starts,
 )
 from jigsaw_forecast.forecast.scores_writer import check_scoring
+from jigsaw_forecast.log import count
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.plan.devices import DeviceKind, find_device_kind
 from jigsaw_forecast.plan.measure import measure_cpu
@@ -131,6 +132,7 @@ def check_run(request: CheckRequest) -> CheckReport:
         seconds=seconds,
         disks=disks,
         problems=list(problems.texts),
+        notice=foreign_notice(request.input, folder, manifest),
     )
 
 
@@ -164,7 +166,7 @@ def _check_outputs(
     problems.of(lambda: check_side_files(request, folder, products))
     if fields is not None:
         spec = make_spec(request, manifest, schedule, fields)
-        problems.of(lambda: check_keys(products, spec))
+        problems.of(lambda: check_keys(products, spec, request.grib_keys))
         problems.of(lambda: check_scoring(products, spec))
     return products
 
@@ -217,9 +219,10 @@ def _find_device(request: CheckRequest) -> DeviceKind | None:
         return find_device_kind(request.device_kind)
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if request.device == "cuda" and num_gpus < request.num_ranks:
+        mesh = "use a smaller --mesh or --device cpu" if num_gpus else "use --device cpu"
         raise MeshError(
-            f"device cuda: {request.num_ranks} ranks, {num_gpus} GPUs on this machine; use a "
-            "smaller --mesh or --device cpu, or give --device-kind to check for another machine"
+            f"device cuda: {count(request.num_ranks, 'rank')}, {count(num_gpus, 'GPU')} on this "
+            f"machine; {mesh}, or give --device-kind to check for another machine"
         )
     if request.device == "cpu" or num_gpus < request.num_ranks:
         return measure_cpu(request.precision, request.num_ranks, LOOPBACK_BYTES_PER_S)

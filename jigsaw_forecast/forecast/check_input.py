@@ -31,6 +31,7 @@ class FieldRow:
         messages: Numbers of the GRIB messages, or names of the arrays, that are read.
         level: As coded, hPa on pressure levels.
         units: As the file says them.
+        value_units: Of `min`, `max` and `plausible`: the field's.
         grid: `regular_ll 721x1440`, rows x columns.
         valid_time: UTC.
         lead_hours: 0 for an analysis.
@@ -47,6 +48,7 @@ class FieldRow:
     messages: tuple[int | str, ...] = ()
     level: float | None = None
     units: str = ""
+    value_units: str = ""
     grid: str = ""
     valid_time: str = ""
     lead_hours: float = 0.0
@@ -172,6 +174,7 @@ def _describe(
         messages=tuple(r.message or r.short_name for r in read),
         level=record.level if field.level_hpa else None,
         units=", ".join(dict.fromkeys(r.units for r in read)),
+        value_units=field.spec.units,
         grid=record.grid,
         valid_time=str(record.valid_time),
         lead_hours=float(record.lead_time / _ONE_HOUR),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jigsaw_forecast.data.conversions import to_si
 from jigsaw_forecast.forecast.check_input import MISSING, FieldRow, InputCheck
 
 GB = 1e9
@@ -114,6 +115,7 @@ class CheckReport:
         seconds: None where rates are not known.
         disks: File systems that products go to.
         problems: All that would stop the run.
+        notice: What must be said of the model, where the input is not its own; else empty.
     """
 
     checkpoint: str
@@ -128,6 +130,7 @@ class CheckReport:
     seconds: TimeEstimate | None
     disks: Sequence[DiskCheck]
     problems: Sequence[str]
+    notice: str = ""
 
     @property
     def fits(self) -> bool:
@@ -138,7 +141,14 @@ class CheckReport:
         """All that would stop the run, in one message."""
         if len(self.problems) == 1:
             return f"the run would fail: {self.problems[0]}"
-        return "\n".join(["the run would fail:", *(f"  - {text}" for text in self.problems)])
+        lines = ["the run would fail:"]
+        above = ""
+        for text in self.problems:
+            title, _, rest = text.partition(": ")
+            # what is wrong with one file stands below its name, which may be long
+            lines.append(f"    {rest}" if title == above and rest else f"  - {text}")
+            above = title
+        return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -147,6 +157,7 @@ class CheckReport:
             "checkpoint": self.checkpoint,
             "fits": self.fits,
             "problems": list(self.problems),
+            "notice": self.notice,
             "grid": self.grid,
             "mesh": dict(self.mesh),
             "init": list(self.init_times),
@@ -173,6 +184,8 @@ class CheckReport:
             lines += _input_lines(check, with_table=index < _MOST_TABLES)
         if self.statics:
             lines.append(f"static fields: {', '.join(self.statics)}, from the checkpoint")
+        if self.notice:
+            lines.append(self.notice)
         lines += self._need_lines()
         if self.fits:
             lines.append("nothing would stop the run")
@@ -213,13 +226,19 @@ def _input_lines(check: InputCheck, *, with_table: bool) -> list[str]:
         return lines
     cells = [list(_HEADINGS), *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS))]
-    remarks = ["", *(row.why for row in rows)]
+    # the reason of what is missing is among the problems, which follow
+    remarks = ["", *("" if row.status == MISSING else row.why for row in rows)]
     return lines + [
         "  ".join(
             ["", *(cell.ljust(width) for cell, width in zip(line, widths, strict=True)), remark]
         ).rstrip()
         for line, remark in zip(cells, remarks, strict=True)
     ]
+
+
+def _has_own_units(row: FieldRow) -> bool:
+    """Whether the file has a field in the units that its values are shown in."""
+    return row.units == row.value_units or to_si(row.variable, row.units) == (1.0, 0.0)
 
 
 def _cells(row: FieldRow) -> list[str]:
@@ -229,10 +248,10 @@ def _cells(row: FieldRow) -> list[str]:
     return [
         row.field,
         row.status,
-        row.variable,
-        ",".join(map(str, row.messages)),
+        row.variable if _has_own_units(row) else f"{row.variable} in {row.units}",
+        ",".join(str(place) for place in row.messages if place != row.variable) or "-",
         _number(row.level),
-        row.units,
+        row.value_units,
         row.grid,
         _number(row.min),
         _number(row.max),

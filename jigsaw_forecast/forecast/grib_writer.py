@@ -22,6 +22,7 @@ from jigsaw_forecast.forecast.grib_keys import (
     check_grib_keys,
     date_and_time,
     new_message,
+    packing_error,
     set_times,
 )
 from jigsaw_forecast.forecast.product import (
@@ -243,7 +244,7 @@ def _compare(handle: int, field: Field, slot: Slot, values: npt.NDArray[np.float
         slot: When and of which member.
         values: What went in; None to read back the keys only.
     """
-    error, tolerance = (0.0, 0.0) if values is None else _packing_error(handle, values)
+    error, tolerance = (0.0, 0.0) if values is None else packing_error(handle, values)
     end_step = eccodes.codes_get(handle, "endStep", int)
     valid = (
         eccodes.codes_get(handle, "validityDate"),
@@ -257,23 +258,6 @@ def _compare(handle: int, field: Field, slot: Slot, values: npt.NDArray[np.float
             f"{error:g} (packing allows {tolerance:g}), step {end_step}, valid time and member "
             f"{valid}; expected {expected}; write zarr instead and report this"
         )
-
-
-def _packing_error(handle: int, values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """The largest error of what a message holds, and what its packing allows."""
-    decoded = eccodes.codes_get_values(handle).reshape(values.shape)
-    spacing = 0.0
-    if eccodes.codes_is_defined(handle, "binaryScaleFactor"):
-        binary = eccodes.codes_get(handle, "binaryScaleFactor")
-        spacing = 2.0**binary / 10.0 ** eccodes.codes_get(handle, "decimalScaleFactor")
-    num_bits = eccodes.codes_get(handle, "bitsPerValue")
-    # half a step of the packing, and the reference value, which is a 32-bit float
-    reference_error = max(float(values.max()), -float(values.min())) * float(
-        np.finfo(np.float32).eps
-    )
-    tolerance = (0.5 * spacing if num_bits else 0.0) + reference_error
-    np.subtract(decoded, values, out=decoded)
-    return max(float(decoded.max()), -float(decoded.min())), tolerance
 
 
 def _is_absent(field: Field, values: Maps, slot: Slot) -> bool:

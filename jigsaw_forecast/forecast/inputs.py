@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -51,6 +52,25 @@ def find_input(
             members=tuple(members),
         )
     )
+
+
+def foreign_notice(spec: str | None, folder: Path, manifest: Manifest) -> str:
+    """What must be said where a model with a notice starts from data that are not its own.
+
+    Args:
+        spec: Value of `--input`, None for what the checkpoint carries.
+        folder: Of the checkpoint.
+        manifest: Of the checkpoint.
+
+    Returns:
+        One sentence, empty where nothing must be said.
+    """
+    own = folder / DEFAULT_INPUT
+    if spec is None or not manifest.notice:
+        return ""
+    if os.path.exists(own) and os.path.exists(spec) and os.path.samefile(own, spec):
+        return ""
+    return f"notice of {manifest.name}, which starts from {spec}: {manifest.notice}"
 
 
 def plan_inputs(

@@ -14,7 +14,7 @@ import numpy as np
 
 from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.fields import Field, Role
-from jigsaw_forecast.forecast.grib_keys import check_grib_keys
+from jigsaw_forecast.forecast.grib_keys import MAX_MEMBERS, check_grib_keys
 from jigsaw_forecast.forecast.grib_writer import GribWriter
 from jigsaw_forecast.forecast.netcdf_writer import NetcdfWriter
 from jigsaw_forecast.forecast.product import (
@@ -110,7 +110,7 @@ def resolve_outputs(
         if path.suffix not in _WRITERS:
             problems.append(
                 f"output {path} has unknown suffix {path.suffix!r}; use "
-                f"{', '.join(sorted(_WRITERS))}"
+                f"{', '.join(sorted(_WRITERS))}{_GRIB_HINT if path.suffix in _GRIB_NAMES else ''}"
             )
             continue
         if why := _why_no_name(path):
@@ -128,19 +128,33 @@ def resolve_outputs(
     return products
 
 
-def check_keys(products: Sequence[Product], spec: OutputSpec) -> None:
-    """Refuses keys of `--grib` before the first GRIB product is opened.
+_GRIB_NAMES = (".grb", ".grb2", ".grib1", ".gb2")
+_GRIB_HINT = "; for GRIB .grib2"
+
+
+def check_keys(products: Sequence[Product], spec: OutputSpec, given: Mapping[str, str]) -> None:
+    """Refuses what GRIB cannot hold, and keys of `--grib`, before the first product is opened.
 
     Args:
         products: All products of the run.
         spec: What the run writes, with all of its times.
+        given: Keys of `--grib`, without those that the checkpoint asks for.
 
     Raises:
-        OutputError: See `check_grib_keys`.
+        OutputError: There are keys but no GRIB product, or too many members; see
+            `check_grib_keys` too.
     """
-    for product in products:
-        if _WRITERS[product.path.suffix] is GribWriter:
-            check_grib_keys(spec.narrowed(product))
+    own = [product for product in products if _WRITERS[product.path.suffix] is GribWriter]
+    if given and not own:
+        keys = ",".join(f"{key}={value}" for key, value in given.items())
+        raise OutputError(f"--grib {keys}: missing an --output that is GRIB (.grib2, .grib)")
+    if own and spec.num_members > MAX_MEMBERS:
+        raise OutputError(
+            f"output {own[0].path}: GRIB 2 numbers at most {MAX_MEMBERS} members, not "
+            f"{spec.num_members}; write .zarr or .nc, or fewer members"
+        )
+    for product in own:
+        check_grib_keys(spec.narrowed(product))
 
 
 def writer_kind(path: Path) -> type[Writer]:

@@ -150,7 +150,11 @@ class OutputPipeline:
         """Ends the thread once it has written what it holds; whether it has ended in time."""
         self._jobs.put(None)
         if self.seconds.wait > WORTH_TELLING_S and self._mesh.rank == 0:
-            _log.info("computing stood still for %.0f s: output was slower", self.seconds.wait)
+            _log.info(
+                "computing stood still for %.0f s, until output was written: fewer --variables, "
+                "a longer --output-frequency or a faster disk would help",
+                self.seconds.wait,
+            )
         self._thread.join(LAST_WAIT_S)
         return not self._thread.is_alive()
 

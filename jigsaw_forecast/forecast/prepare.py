@@ -1,5 +1,6 @@
 """Everything of a run that follows from its request and its checkpoint: the same on every rank."""
 
+import os
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jigsaw_forecast.checkpoint.format import Manifest, find_checkpoint, read_manifest
+from jigsaw_forecast.data.acquisition import local_paths
 from jigsaw_forecast.errors import OutputError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.grib_keys import spelled_out
@@ -111,18 +113,24 @@ def prepare(request: RunRequest) -> Setting:
         has_initial_state=request.write_initial_state,
     )
     fields = request.fields(config)
-    products = resolve_outputs(
-        request.outputs,
-        request.init_times,
-        schedule.lead_times,
-        overwrite=request.overwrite,
-        resume=request.resume,
-        fields=fields,
-        members=request.members,
-    )
+    try:
+        products = resolve_outputs(
+            request.outputs,
+            request.init_times,
+            schedule.lead_times,
+            overwrite=request.overwrite,
+            resume=request.resume,
+            fields=fields,
+            members=request.members,
+        )
+    except OutputError as error:
+        if request.input is None and not (folder / DEFAULT_INPUT).exists():
+            lacking = f"checkpoint {folder} has no initial conditions of its own: missing --input"
+            raise OutputError(f"{error}\n{lacking}") from None
+        raise
     spec = make_spec(request, manifest, schedule, fields)
     check_side_files(request, folder, products)
-    check_keys(products, spec)
+    check_keys(products, spec, request.grib_keys)
     mesh = ",".join(f"{axis}={degree}" for axis, degree in request.mesh.items() if degree > 1)
     identity = Identity(
         request.precision,
@@ -182,14 +190,7 @@ def check_side_files(request: ForecastRequest, folder: Path, products: Sequence[
             (product.path.with_name(product.path.name + PARTIAL_SUFFIX), "a part of the product"),
         )
     }
-    sources = [
-        (Path(request.input) if request.input is not None else folder / DEFAULT_INPUT, "input")
-    ]
-    sources += [
-        (path, what)
-        for path, what in ((request.truth, "truth"), (request.climatology, "climatology"))
-        if path is not None
-    ]
+    sources = _Sources(request, folder)
     for option, path in (("--report", request.report), ("--plot", request.plot)):
         if path is None:
             continue
@@ -200,27 +201,52 @@ def check_side_files(request: ForecastRequest, folder: Path, products: Sequence[
         if what := taken.get(path.absolute()):
             problems.append(f"{option} {path} is {what}; choose another name")
         taken[path.absolute()] = f"the file of {option}"
-        problems += [
-            f"{option} {path} is the {what}; choose another name"
-            for source, what in sources
-            if path.exists() and _exists(source) and path.samefile(source)
-        ]
+        if why := sources.why_not(path):
+            problems.append(f"{option} {path} {why}; choose another name")
     if request.plot is not None and len(scores_products(products)) == len(products):
         problems.append(f"--plot {request.plot}: missing an --output that holds maps")
     problems += [
-        f"output {product.path} is the {what}; choose another --output"
-        for source, what in sources
-        if _exists(source)
+        f"output {product.path} {why}; choose another --output"
         for product in products
-        if product.path.exists() and product.path.samefile(source)
+        if (why := sources.why_not(product.path))
     ]
     if problems:
         raise OutputError("\n".join(problems))
 
 
-def _exists(source: Path) -> bool:
-    """Whether there is such a file; a request to a remote source may be longer than a name."""
+class _Sources:
+    """What a run reads of this machine, which nothing that it writes may replace or disturb."""
+
+    def __init__(self, request: ForecastRequest, folder: Path) -> None:
+        spec = request.input
+        if spec is None:
+            read = [(folder / DEFAULT_INPUT, "input")]
+        else:
+            paths = local_paths(spec, request.init_times, request.members)
+            read = [(path, "input") for path in paths]
+        scored = ((request.truth, "truth"), (request.climatology, "climatology"))
+        read += [(path, what) for path, what in scored if path is not None]
+        self._names: dict[Path, str] = {}
+        self._holders: dict[Path, str] = {}
+        for path, what in read:
+            if (place := _resolved(path)) is not None:
+                self._names.setdefault(place, what)
+                self._holders |= dict.fromkeys(place.parents, f"{what} {path}")
+
+    def why_not(self, path: Path) -> str:
+        """Why a file or store may not be made under a name, otherwise empty."""
+        place = Path(os.path.realpath(path))
+        if place in self._names:
+            return f"is the {self._names[place]}"
+        if place in self._holders:
+            return f"holds the {self._holders[place]}"
+        inside = next((above for above in place.parents if above in self._names), None)
+        return f"lies in the {self._names[inside]} {inside}" if inside is not None else ""
+
+
+def _resolved(source: Path) -> Path | None:
+    """Where a source is, None where it is not; what is meant for a remote one may be no name."""
     try:
-        return source.exists()
+        return Path(os.path.realpath(source, strict=True))
     except (OSError, ValueError):
-        return False
+        return None

@@ -48,6 +48,8 @@ def fingerprint(
     own = spec.narrowed(product)
     is_grib = product.path.suffix in (".grib", ".grib2")
     keys = ",".join(f"{key}={value}" for key, value in own.grib_keys.items()) if is_grib else ""
+    # each GRIB message says of how many members its ensemble is
+    of_ensemble = {"ensemble size": str(own.num_members)} if is_grib and own.members else {}
     return {
         "checkpoint": f"{manifest.name} {manifest.digest[:16]}",
         "grid": own.grid.name,
@@ -55,6 +57,7 @@ def fingerprint(
         "initial times": " ".join(map(str, own.init_times)),
         "lead times in hours": " ".join(map(str, own.lead_hours)),
         "members": " ".join(map(str, own.members)),
+        **of_ensemble,
         "input": own.attributes.get("input", ""),
         "GRIB keys": keys,
         "regridding": "yes" if identity.regrids else "no",

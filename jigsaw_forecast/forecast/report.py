@@ -47,11 +47,16 @@ class RunMeter:
         self.mesh = mesh
         self.ranks = RankReport(rank=mesh.rank)
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.seconds["start"] = _process_age_s()
+        self._age_at_start_s = self.seconds["start"] = _process_age_s()
         self._began = time.perf_counter()
         self.num_steps = 0
         self._received: dict[str, dict[str, int]] = {}
         self._collectives: dict[str, dict[str, int]] = {}
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the process started."""
+        return self._age_at_start_s + time.perf_counter() - self._began
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -99,10 +104,9 @@ class RunMeter:
         if self.mesh.rank != 0:
             return
         steps = max(self.num_steps, 1)
-        total = self.seconds["start"] + time.perf_counter() - self._began
         report = header | {
             "flops_per_step": sum(rank.pop("flops_per_step") for rank in ranks),
-            "seconds": self.seconds | {"total": total},
+            "seconds": self.seconds | {"total": self.age_s},
             "seconds_per_step": self.seconds["rollout"] / steps,
             "ranks": ranks,
         }

@@ -14,7 +14,12 @@ import torch
 from jigsaw_forecast.checkpoint.load import LoadedModel, load_checkpoint
 from jigsaw_forecast.data.acquisition import ResolvedInput
 from jigsaw_forecast.errors import ForecastError, StoppedError
-from jigsaw_forecast.forecast.inputs import find_input, plan_inputs, plausible_ranges
+from jigsaw_forecast.forecast.inputs import (
+    find_input,
+    foreign_notice,
+    plan_inputs,
+    plausible_ranges,
+)
 from jigsaw_forecast.forecast.output import Product
 from jigsaw_forecast.forecast.pipeline import OutputPipeline
 from jigsaw_forecast.forecast.prepare import Setting, prepare
@@ -264,7 +269,7 @@ def _load_and_roll(
         mesh,
         plausible_ranges(setting.manifest),
         stop,
-        Deadline(request.deadline_s, meter.seconds["start"]),
+        Deadline(request.deadline_s, meter.age_s),
         history,
         num_steps=num_steps,
         stops_implausible=request.stops_implausible,
@@ -299,6 +304,8 @@ def _load(request: RunRequest, setting: Setting, mesh: Mesh, meter: RunMeter) ->
         request.precision,
         mesh.device.type,
     )
+    if notice := foreign_notice(request.input, setting.folder, setting.manifest):
+        _log.info("%s", notice)
     return loaded
 
 
@@ -368,8 +375,7 @@ def _draw(request: RunRequest, setting: Setting) -> None:
     from jigsaw_forecast.plot.forecast_maps import plot_forecast
 
     assert request.plot is not None
-    notice = setting.manifest.notice or None
     scores = scores_products(setting.products)
     drawn = next(product for product in setting.products if product not in scores)
-    plot_forecast(drawn.path, request.plot, notice=notice)
+    plot_forecast(drawn.path, request.plot)
     _log.info("drew %s", request.plot)

@@ -1,17 +1,17 @@
 """What defines a WeatherMixer: grid, fields, patches and widths; and the presets."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic import Field as Setting
 
-from jigsaw_forecast.errors import MeshError, RecipeError
+from jigsaw_forecast.errors import ForecastError, GridError, MeshError, RecipeError
 from jigsaw_forecast.fields import (
     NATURE_RUN_FIELDS,
     WEATHERBENCH_FIELDS,
     Field,
     find_variable,
-    parse_fields,
 )
 from jigsaw_forecast.grid import Grid
 
@@ -29,8 +29,35 @@ def field_from_name(name: str) -> Field:
         return Field(variable.name)
     digits = len(name) - len(name.rstrip("0123456789"))
     variable = find_variable(name[:-digits].rstrip("_")) if digits else None
-    candidates = [] if variable is None else [Field(variable.name, int(name[-digits:]))]
-    return parse_fields(name, candidates)[0]
+    if variable is None:
+        raise ForecastError(_unknown([name]))
+    return Field(variable.name, int(name[-digits:]))
+
+
+def fields_from_names(names: Sequence[str]) -> tuple[Field, ...]:
+    """The fields of `field_from_name`, in order.
+
+    Raises:
+        ForecastError: Some are none; lists them all.
+    """
+    found, unknown, problems = [], [], []
+    for name in names:
+        try:
+            found.append(field_from_name(name))
+        except ForecastError as error:
+            if str(error) == _unknown([name]):
+                unknown.append(name)
+            else:
+                problems.append(f"{name}: {error}")
+    if unknown:
+        problems.insert(0, _unknown(unknown))
+    if problems:
+        raise ForecastError("; ".join(problems))
+    return tuple(found)
+
+
+def _unknown(names: Sequence[str]) -> str:
+    return f"no such fields: {', '.join(names)}; write them as z500, t850, 2t, msl or tp"
 
 
 class ModelConfig(BaseModel):
@@ -53,10 +80,22 @@ class ModelConfig(BaseModel):
     num_blocks: Positive
     step_hours: Positive = 6
 
+    @field_validator("grid")
+    @classmethod
+    def _is_grid(cls, name: str) -> str:
+        try:
+            Grid.parse(name)
+        except GridError as error:
+            raise ValueError(str(error)) from None  # pydantic adds it to the list of all faults
+        return name
+
     @field_validator("fields", "diagnostics")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(field_from_name(name).short_name for name in names)
+        try:
+            return tuple(field.short_name for field in fields_from_names(names))
+        except ForecastError as error:
+            raise ValueError(str(error)) from None  # as above
 
     @property
     def grid_object(self) -> Grid:

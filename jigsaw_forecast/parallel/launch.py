@@ -208,6 +208,9 @@ def _launch(num_ranks: int, argv: list[str]) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_ranks)))
     os.environ.setdefault(*_TORCH_LOG_LEVEL)
+    # how long a signalled agent leaves its ranks: a step and a save take longer than torch's 30 s,
+    # and the watch ends ranks that hang
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(read_timeout_s())))
     os.environ[_LAUNCHER_PID] = str(os.getpid())
     # the agent would report what it does to its ranks; the ranks tell the user what matters
     agent_log = logging.getLogger("torch.distributed.elastic")
@@ -226,7 +229,7 @@ def _launch(num_ranks: int, argv: list[str]) -> int:
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            elastic_launch(config, sys.executable)(*_rank_command(), *argv)
+            elastic_launch(config, sys.executable)(*module_arguments(_MODULE), *argv)
         except ChildFailedError as error:
             claimed = _read_claim(Path(folder))
             if claimed is not None:
@@ -241,11 +244,11 @@ def _launch(num_ranks: int, argv: list[str]) -> int:
     return 0
 
 
-def _rank_command() -> tuple[str, ...]:
-    """Interpreter options and module of a rank, finding modules where this process finds them."""
+def module_arguments(module: str) -> tuple[str, ...]:
+    """Arguments of an interpreter that runs a module and finds others where this process does."""
     # -m puts the working folder first on the path, where a user's zarr/ would hide the package
     in_working_folder = bool({"", os.getcwd()} & set(sys.path))
-    return ("-m", _MODULE) if in_working_folder else ("-P", "-m", _MODULE)
+    return ("-m", module) if in_working_folder else ("-P", "-m", module)
 
 
 def _read_claim(folder: Path) -> int | None:

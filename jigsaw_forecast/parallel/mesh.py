@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from jigsaw_forecast import __version__
 from jigsaw_forecast.errors import MeshError
+from jigsaw_forecast.log import count
 from jigsaw_forecast.parallel.accounting import Kind, Traffic
 from jigsaw_forecast.parallel.agreement import agree_on_plan, meet
 from jigsaw_forecast.parallel.launch import read_timeout_s
@@ -130,8 +131,13 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if num_gpus >= max(num_local_ranks, 1) else "cpu"
     if name == "cuda" and num_gpus < num_local_ranks:
+        if num_gpus == 0:
+            raise MeshError(
+                "device cuda: torch finds no GPU on this machine; use --device cpu, or install "
+                "the driver and a torch built for CUDA"
+            )
         raise MeshError(
-            f"device cuda: {num_local_ranks} ranks on this machine, {num_gpus} GPUs; "
+            f"device cuda: {num_local_ranks} ranks on this machine, {count(num_gpus, 'GPU')}; "
             "use a smaller --mesh or --device cpu"
         )
     return name

@@ -14,6 +14,8 @@ from jigsaw_forecast.parallel.watch import waiting
 
 Result = TypeVar("Result")
 
+MAX_TEXTS = 4  # that one error shows; what is wrong with the data is wrong on hundreds of ranks
+
 
 def gather_texts(mesh: Mesh, text: str) -> list[str]:
     """One text from every rank of the run, in rank order; without pickle.
@@ -74,7 +76,10 @@ def together(mesh: Mesh, action: Callable[[], Result]) -> Result:
         if kind is None:
             raise RuntimeError(f"rank {rank} failed: {found['kind']}: {found['text']}")
     kind = getattr(errors, failures[0][1]["kind"])
-    raise kind("\n".join(dict.fromkeys(found["text"] for _, found in failures))) from failure
+    texts = list(dict.fromkeys(found["text"] for _, found in failures))
+    if len(texts) > MAX_TEXTS:
+        texts = [*texts[:MAX_TEXTS], f"and {len(texts) - MAX_TEXTS} more like these on other ranks"]
+    raise kind("\n".join(texts)) from failure
 
 
 def _error_name(failure: Exception) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from jigsaw_forecast.log import count
 from jigsaw_forecast.parallel.local_rates import (
     measure_local_ranks,
     measure_this_process,
@@ -57,5 +58,6 @@ def measure_cpu(
         node_link_bytes_per_second=link_share * rates.link_bytes_per_second,
         latency_s=rates.latency_s,
         ranks_per_node=num_ranks,
-        source=f"measured on this machine, {num_measured} ranks of {num_threads} threads at once",
+        source=f"measured on this machine, {count(num_measured, 'rank')} of "
+        f"{count(num_threads, 'thread')} at once",
     )

@@ -1,6 +1,8 @@
 """One figure of a forecast: a row for each lead time, a column for each panel."""
 
+import logging
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,28 +10,34 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import ticker
+from matplotlib import patheffects, ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from jigsaw_forecast.errors import DataError, OutputError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.plot.drawing_grid import LATITUDES, LONGITUDES, to_drawing_grid
-from jigsaw_forecast.plot.panels import Panel, Shading, default_panels, field_panel
+from jigsaw_forecast.plot.origin import notice_of
+from jigsaw_forecast.plot.panels import (
+    Panel,
+    Shading,
+    default_panels,
+    field_panel,
+    left_out,
+)
 from jigsaw_forecast.plot.projection import coastline, graticule, outline, project
 from jigsaw_forecast.plot.reading import ForecastMaps, open_maps
 
 FloatArray = npt.NDArray[np.float64]
 
 ONE_HOUR = np.timedelta64(1, "h")
-NOTICE_ATTRIBUTE = "notice"
-GRIB_SUFFIXES = (".grib", ".grib2", ".grb", ".grb2")
-GRIB_NOTICE = "This GRIB file does not say which model made it, nor for which planet."
 DEFAULT_DAYS = (0, 1, 3, 5, 10)
+MOST_HOURS = 6  # rows of a forecast that is shorter than a day
 NUM_COLOURS = 32
 DOTS_PER_INCH = 120
 PANEL_INCHES = (6.4, 3.12)  # the map is 2.05 times as wide as high
@@ -37,6 +45,11 @@ INK = "#222222"
 _TITLE: dict[str, Any] = {"fontsize": 17, "fontweight": "bold", "color": INK}
 _HEADING: dict[str, Any] = {"fontsize": 11.5, "color": INK}
 _NOTICE: dict[str, Any] = {"fontsize": 11, "fontstyle": "italic", "color": "#8a1c1c"}
+_NOTICE_LETTERS_PER_INCH = 12.5  # of that font, on average
+# labels beyond would touch the edge of the map, or lie on each other where meridians meet
+_LABEL_LATITUDE, _LABEL_LONGITUDE, _LABEL_DISTANCE = 70.0, 160.0, 0.16
+
+_log = logging.getLogger(__name__)
 
 
 def plot_forecast(
@@ -45,6 +58,7 @@ def plot_forecast(
     variables: Sequence[Field] | None = None,
     lead_times: Sequence[np.timedelta64] | None = None,
     init_time: np.datetime64 | None = None,
+    member: int | None = None,
     notice: str | None = None,
 ) -> Path:
     """Draws a forecast into one PNG and returns its path.
@@ -52,18 +66,20 @@ def plot_forecast(
     Args:
         forecast: A forecast in zarr, netCDF or GRIB.
         output: The picture; an older one is replaced when the new one is whole.
-        variables: One column each; default: height over temperature, pressure over wind.
+        variables: One column each; default: height over temperature, pressure over wind, and
+            what else there is if it is little. What is left out is logged.
         lead_times: One row each; default: the initial state (or the first lead time) and the
-            days 1, 3, 5 and 10, as far as the forecast has them.
+            days 1, 3, 5 and 10, as far as the forecast has them; all of a shorter one.
         init_time: Which forecast of several; default: the first.
-        notice: What must be said of this forecast; default: the product's own attribute
-            `notice`, which GRIB cannot hold.
+        member: Which of an ensemble; None for the first.
+        notice: What must be said of this forecast; default: what the product says, or the
+            record beside it.
 
     Raises:
         DataError: The forecast cannot be read or lacks what is asked for.
         OutputError: The picture cannot be written.
     """
-    maps = open_maps(forecast)
+    maps = open_maps(forecast, member)
     init, leads = _choose_times(forecast, maps, lead_times, init_time)
     lacking = [chosen for chosen in variables or () if chosen not in maps.fields]
     if lacking:
@@ -72,17 +88,41 @@ def plot_forecast(
             f"{', '.join(map(str, maps.fields))}"
         )
     panels = [field_panel(v) for v in variables] if variables else default_panels(maps.fields)
-    if notice is None and forecast.suffix in GRIB_SUFFIXES:
-        notice = GRIB_NOTICE
-    figure = draw(maps, panels, init, leads, notice or maps.attributes.get(NOTICE_ATTRIBUTE))
+    figure = draw(maps, panels, init, leads, notice_of(maps.attributes, notice))
     partial = output.with_name(f".{output.name}.partial")
+    is_replaced = output.exists()
     try:
         _picture(figure).save(partial, format="png", optimize=True)
         os.replace(partial, output)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+    if is_replaced:
+        _log.info("%s: an older picture was replaced", output)
+    _tell_what_is_not_drawn(forecast, maps, panels, init, leads)
     return output
+
+
+def _tell_what_is_not_drawn(
+    forecast: Path,
+    maps: ForecastMaps,
+    panels: Sequence[Panel],
+    init: np.datetime64,
+    leads: Sequence[np.timedelta64],
+) -> None:
+    rest = []
+    if fields := left_out(maps.fields, panels):
+        rest.append(f"{', '.join(map(str, fields))} (--variables)")
+    others = [lead for lead in maps.lead_times if lead not in leads]
+    if others:
+        hours = ", ".join(f"+{lead / ONE_HOUR:g} h" for lead in others[:MOST_HOURS])
+        more = f" and {len(others) - MOST_HOURS} more" if len(others) > MOST_HOURS else ""
+        rest.append(f"{hours}{more} (--lead-times)")
+    if (num_others := len(maps.init_times) - 1) > 0:
+        times = "time" if num_others == 1 else "times"
+        rest.append(f"{num_others} more initial {times} than {init} (--init)")
+    if rest:
+        _log.info("%s: not drawn: %s", forecast, "; ".join(rest))
 
 
 def _picture(figure: Figure) -> Image.Image:
@@ -103,16 +143,22 @@ def draw(
     notice: str | None = None,
 ) -> Figure:
     """The figure: titles, a row for each lead time, a colour bar under each column."""
-    page = _Page(len(panels), len(leads), has_notice=bool(notice))
+    width = int((len(panels) * PANEL_INCHES[0] - 0.2) * _NOTICE_LETTERS_PER_INCH)
+    notice_lines = textwrap.wrap(notice or "", width)
+    page = _Page(len(panels), len(leads), len(notice_lines))
     figure = Figure(figsize=(page.width, page.height), facecolor="white")
-    title = f"{maps.attributes.get('title', 'Forecast')}, started {_time_words(init)}"
-    figure.text(0.5, page.up(0.3), title, ha="center", va="center", **_TITLE)
-    if notice:
-        figure.text(0.5, page.up(0.65), notice, ha="center", va="center", **_NOTICE)
+    FigureCanvasAgg(figure)  # text is measured on it
+    of_member = "" if maps.member is None else f", member {maps.member}"
+    title = f"{maps.attributes.get('title', 'Forecast')}{of_member}, started {_time_words(init)}"
+    _fit(figure.text(0.5, page.up(0.3), title, ha="center", va="center", **_TITLE), page.width)
+    if notice_lines:
+        text = "\n".join(notice_lines)
+        figure.text(0.5, page.up(0.52), text, ha="center", va="top", **_NOTICE)
     for column, panel in enumerate(panels):
-        figure.text(
-            page.middle(column), page.up(page.header - 0.25), panel.title, ha="center", **_HEADING
+        heading = figure.text(
+            page.middle(column), page.up(page.header - 0.1), panel.title, ha="center", **_HEADING
         )
+        _fit(heading, PANEL_INCHES[0])
         shaded = [_shaded_map(maps, panel.shading, init, lead) for lead in leads]
         norm = _norm(panel.shading, [values for values in shaded if values is not None])
         for row, lead in enumerate(leads):
@@ -130,15 +176,16 @@ class _Page:
 
     num_columns: int
     num_rows: int
-    has_notice: bool
+    num_notice_lines: int
 
     margin = 0.2
-    row_gap = 0.32
+    row_gap = 0.34
+    notice_line = 0.2
     footer = 0.75
 
     @property
     def header(self) -> float:
-        return 1.25 if self.has_notice else 0.95
+        return 0.85 + self.num_notice_lines * self.notice_line
 
     @property
     def width(self) -> float:
@@ -201,8 +248,15 @@ def _choose_times(
             )
         return init, list(lead_times)
     first = maps.lead_times[0]
+    last = maps.lead_times[-1]
+    if last < np.timedelta64(24, "h"):
+        thinning = -(-len(maps.lead_times) // MOST_HOURS)
+        return init, list(maps.lead_times[::-thinning][::-1])
     days = [np.timedelta64(24 * day, "h") for day in DEFAULT_DAYS]
-    return init, [first, *(day for day in days if day in maps.lead_times and day > first)]
+    later: list[np.timedelta64] = [day for day in days if day in maps.lead_times and day > first]
+    if not later and last > first:
+        later = [last]
+    return init, [first, *later]
 
 
 def _shaded_map(
@@ -230,11 +284,13 @@ def _line_map(
 
 
 def _norm(shading: Shading | None, drawn: Sequence[FloatArray]) -> BoundaryNorm | None:
-    """Round colour bounds that all rows share; the outer 0.5 % fall into the end colours."""
+    """Round colour bounds that all rows share; the outermost values fall into the end colours."""
     if shading is None or not drawn:
         return None
     values = np.concatenate([one.ravel() for one in drawn])
-    low, high = (float(bound) for bound in np.quantile(values, [0.005, 0.995]))
+    # what is never negative, wind speed and rain, has a long tail, and the tail is what matters
+    most = 0.999 if shading.is_positive else 0.995
+    low, high = (float(bound) for bound in np.quantile(values, [0.005, most]))
     if shading.is_signed:
         low, high = -max(-low, high), max(-low, high)
     if shading.is_positive:
@@ -266,12 +322,14 @@ def _draw_map(
     elif panel.shading is not None:
         axes.text(0, 0, f"no {panel.shading.label} at this time", ha="center", color="#777777")
     axes.plot(*graticule(), color="#444444", linewidth=0.35, alpha=0.35)
-    axes.plot(*coastline(), color="#1a1a1a", linewidth=0.75, alpha=0.85)
+    # neither the colour nor the width of the lines of a field
+    axes.plot(*coastline(), color="#6e5a4b", linewidth=1.0, alpha=0.9)
     if lines is not None and panel.contours is not None:
         step = panel.contours.step
         levels = np.arange(np.floor(lines.min() / step), np.ceil(lines.max() / step) + 1) * step
         drawn = axes.contour(x, y, lines, levels=levels, colors=INK, linewidths=0.8, alpha=0.9)
-        axes.clabel(drawn, levels[::2], inline=True, fontsize=6.5, fmt="%g")
+        labels = axes.clabel(drawn, levels[::2], inline=False, fontsize=6.5, fmt="%g")
+        _thin_labels(labels)
     axes.plot(*outline(), color=INK, linewidth=1.0)
     axes.set_aspect("equal")
     axes.set_xlim(-2.72, 2.72)  # the map's half width is 2.706, its half height 1.317
@@ -279,15 +337,42 @@ def _draw_map(
     axes.set_axis_off()
 
 
+def _thin_labels(labels: Sequence[Text]) -> None:
+    """Takes away labels that lie at the edge of the map or on another, outlines the others."""
+    # the map's edge at 70 degrees, and how far from it a label still lies inside
+    top = float(project(0.0, _LABEL_LATITUDE)[1])
+    latitudes = np.linspace(0.0, _LABEL_LATITUDE, 36)
+    sides, heights = project(np.full(latitudes.size, _LABEL_LONGITUDE), latitudes)
+    kept: list[tuple[float, float]] = []
+    for label in labels:
+        x, y = label.get_position()
+        is_inside = abs(y) < top and abs(x) < np.interp(abs(y), heights, sides)
+        if is_inside and all(np.hypot(x - a, y - b) > _LABEL_DISTANCE for a, b in kept):
+            kept.append((x, y))
+            label.set_path_effects([patheffects.withStroke(linewidth=1.8, foreground="white")])
+        else:
+            label.remove()
+
+
+def _fit(text: Text, width_inches: float) -> None:
+    """Makes the letters smaller until a text fits a width."""
+    figure = text.get_figure()
+    assert figure is not None
+    extent = text.get_window_extent(renderer=figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    share = 0.98 * width_inches * figure.dpi / extent.width
+    if share < 1.0:
+        text.set_fontsize(float(text.get_fontsize()) * share)
+
+
 def _draw_times(axes: Axes, init: np.datetime64, lead: np.timedelta64) -> None:
     hours = lead / ONE_HOUR
     words = "Initial state" if hours == 0 else f"Day {hours / 24:g}"
     if hours % 24:
         words = f"+{hours:g} h"
-    axes.text(0.0, 1.0, words, transform=axes.transAxes, fontsize=12, fontweight="bold", color=INK)
+    axes.text(0.0, 1.03, words, transform=axes.transAxes, fontsize=12, fontweight="bold", color=INK)
     axes.text(
         1.0,
-        1.0,
+        1.03,
         _time_words(init + lead),
         transform=axes.transAxes,
         ha="right",

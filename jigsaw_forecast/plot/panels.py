@@ -10,6 +10,7 @@ from jigsaw_forecast.fields import GRAVITY_M_S2, Field
 
 FloatArray = npt.NDArray[np.float64]
 ZERO_CELSIUS_K = 273.15
+MOST_PANELS = 4  # columns of a picture that nobody chose
 
 
 @dataclass(frozen=True)
@@ -84,23 +85,44 @@ def default_panels(fields: Sequence[Field]) -> list[Panel]:
     """What forecasters look at first, as far as a forecast has it.
 
     500 hPa height over 850 hPa temperature, and sea-level pressure over 10 m wind speed or else
-    precipitation; without any of these the first two fields.
+    precipitation or 2 m temperature; then each other field, where all fit into a few columns.
+    Without any of these the first fields.
     """
     temperature, height = Field("temperature", 850), Field("geopotential", 500)
-    pressure, rain = Field("mean_sea_level_pressure"), Field("total_precipitation_6hr")
+    pressure = Field("mean_sea_level_pressure")
     wind = (Field("10m_u_component_of_wind"), Field("10m_v_component_of_wind"))
-    upper = Panel(
-        shading_of(temperature) if temperature in fields else None,
-        contours_of(height) if height in fields else None,
-    )
     below = None
     if set(wind) <= set(fields):
         below = Shading(wind, _speed, "10 m wind speed", "m/s", "YlGnBu", is_positive=True)
-    elif rain in fields:
-        below = shading_of(rain)
-    lower = Panel(below, contours_of(pressure) if pressure in fields else None)
-    panels = [panel for panel in (upper, lower) if panel.fields]
-    return panels or [field_panel(chosen) for chosen in fields[:2]]
+    else:
+        beside = (Field("total_precipitation_6hr"), Field("2m_temperature"))
+        below = next((shading_of(one) for one in beside if one in fields), None)
+    above = shading_of(temperature) if temperature in fields else None
+    panels = [
+        panel
+        for panel in (_over(height, above, fields), _over(pressure, below, fields))
+        if panel is not None
+    ]
+    rest = left_out(fields, panels)
+    if not panels:
+        return [field_panel(chosen) for chosen in rest[:MOST_PANELS]]
+    if len(panels) + len(rest) <= MOST_PANELS:
+        panels += [field_panel(chosen) for chosen in rest]
+    return panels
+
+
+def left_out(fields: Sequence[Field], panels: Sequence[Panel]) -> list[Field]:
+    """The fields that no panel shows."""
+    drawn = {chosen for panel in panels for chosen in panel.fields}
+    return [chosen for chosen in fields if chosen not in drawn]
+
+
+def _over(lines: Field, shading: Shading | None, fields: Sequence[Field]) -> Panel | None:
+    """Lines of one field over shading; of the two what there is, None where neither is."""
+    if lines not in fields:
+        return None if shading is None else Panel(shading, None)
+    # lines on white would look like coasts
+    return Panel(shading, contours_of(lines)) if shading else field_panel(lines)
 
 
 def field_panel(chosen: Field) -> Panel:
@@ -119,6 +141,8 @@ def shading_of(chosen: Field) -> Shading:
         "q": (1e3, 0.0, "g/kg", "YlGnBu"),
         "msl": (0.01, 0.0, "hPa", "viridis"),
         "tp": (1e3, 0.0, "mm in 6 h", "Blues"),
+        "lsm": (1.0, 0.0, "share of land", "YlGn"),
+        "zs": (0.1 / GRAVITY_M_S2, 0.0, "dam", "viridis"),
     }.get(name, (1.0, 0.0, "m/s", "PuOr_r"))
     return Shading(
         (chosen,),
@@ -149,6 +173,7 @@ def label_of(chosen: Field) -> str:
         "10m_v_component_of_wind": "10 m northward wind",
         "mean_sea_level_pressure": "sea-level pressure",
         "total_precipitation_6hr": "precipitation",
+        "geopotential_at_surface": "height of the surface",
     }.get(chosen.variable, chosen.variable.replace("_", " "))
     return f"{chosen.level_hpa} hPa {words}" if chosen.level_hpa else words
 

@@ -1,6 +1,6 @@
 """Maps of a forecast product, whatever its kind, for drawing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,11 +12,15 @@ import xarray as xr
 from jigsaw_forecast.data.conversions import to_si
 from jigsaw_forecast.data.grib import GribSource
 from jigsaw_forecast.data.records import FieldRecord
+from jigsaw_forecast.data.zarr_store import is_consolidated
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import VARIABLES, Field, LevelType, find_variable
+from jigsaw_forecast.plot.origin import recorded_attributes
 
 FloatArray = npt.NDArray[np.float64]
 PARTIAL_SUFFIX = ".partial"  # of a product until all of its lead times are written
+_DIMS = ("time", "prediction_timedelta", "latitude", "longitude")
+_MEMBERS = "number"  # of a forecast store
 GRIB_SUFFIXES = (".grib", ".grib2", ".grb", ".grb2")
 
 
@@ -43,22 +47,29 @@ class ForecastMaps(Protocol):
         init_times: Initial times, datetime64[s].
         lead_times: Lead times, ascending, timedelta64[s].
         attributes: Provenance, where the kind of file can hold it.
+        member: Which of an ensemble it reads, None where there are none.
     """
 
     fields: tuple[Field, ...]
     init_times: tuple[np.datetime64, ...]
     lead_times: tuple[np.timedelta64, ...]
     attributes: Mapping[str, str]
+    member: int | None
 
     def read(self, chosen: Field, init: np.datetime64, lead: np.timedelta64) -> Map | None:
         """One map, or None where the product has no value for this time."""
 
 
-def open_maps(path: Path) -> ForecastMaps:
+def open_maps(path: Path, member: int | None = None) -> ForecastMaps:
     """The maps of a forecast in zarr, netCDF or GRIB.
 
+    Args:
+        path: The product.
+        member: Which of an ensemble, None for the first.
+
     Raises:
-        DataError: There is no forecast under this name, it is not finished, or it cannot be read.
+        DataError: There is no forecast under this name, it is not finished, cannot be read or
+            holds no such member.
     """
     if not path.exists():
         raise DataError(f"missing forecast {path}")
@@ -68,25 +79,38 @@ def open_maps(path: Path) -> ForecastMaps:
             f"{path.with_suffix('')}, which is there when the run has ended well"
         )
     if path.suffix in GRIB_SUFFIXES:
-        return _GribMaps(path)
-    return _ArrayMaps(path)
+        return _GribMaps(path, member)
+    return _ArrayMaps(path, member)
 
 
 class _ArrayMaps:
     """A forecast store or a netCDF file, opened by xarray and read map by map."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, member: int | None) -> None:
         try:
-            data = xr.open_zarr(path) if path.is_dir() else xr.open_dataset(path)
+            data = (
+                xr.open_zarr(path, consolidated=is_consolidated(path))
+                if path.is_dir()
+                else xr.open_dataset(path)
+            )
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{path} is neither a zarr store nor a netCDF file: {error}") from error
-        dims = ("time", "prediction_timedelta", "latitude", "longitude")
-        lacking = [dim for dim in dims if dim not in data.coords]
+            reason = str(error) if path.is_dir() else "expected .zarr, .nc, .grib or .grib2"
+            raise DataError(
+                f"{path} is no forecast: neither a zarr store nor a netCDF file "
+                f"({reason.splitlines()[0]})"
+            ) from error
+        lacking = [dim for dim in _DIMS if dim not in data.coords]
         if lacking:
             raise DataError(
                 f"{path} is not a forecast: missing dims {', '.join(lacking)}; it has "
                 f"{', '.join(map(str, data.dims))}"
             )
+        for dim in _DIMS[:2]:  # of one time, which may have no dim
+            data = data if dim in data.dims else data.expand_dims(dim)
+        numbers = [int(number) for number in np.atleast_1d(data.get(_MEMBERS, []))]
+        self.member = _choose_member(path, numbers, member)
+        if _MEMBERS in data.dims:
+            data = data.sel({_MEMBERS: self.member})
         self._data = data.sortby("latitude", ascending=False).sortby("longitude")
         self.attributes: Mapping[str, str] = {
             str(key): str(value) for key, value in data.attrs.items()
@@ -97,6 +121,8 @@ class _ArrayMaps:
             raise DataError(f"{path}: prediction_timedelta is {leads.dtype}, expected a timedelta")
         self.lead_times = tuple(np.sort(leads.astype("timedelta64[s]")))
         self.fields = tuple(_fields_of(data))
+        if not self.fields:
+            raise DataError(f"{path} holds no field that can be drawn")
 
     def read(self, chosen: Field, init: np.datetime64, lead: np.timedelta64) -> Map | None:
         place: dict[str, object] = {"time": init, "prediction_timedelta": lead}
@@ -116,7 +142,7 @@ class _ArrayMaps:
 def _fields_of(data: xr.Dataset) -> list[Field]:
     fields = []
     for name, variable in VARIABLES.items():
-        if name not in data or "prediction_timedelta" not in data[name].dims:
+        if name not in data or set(data[name].dims) - {"level"} != set(_DIMS):
             continue
         if variable.level_type is LevelType.SURFACE:
             fields.append(Field(name))
@@ -132,6 +158,7 @@ class _GribMaps:
     """A GRIB file; precipitation, which no forecast starts from, is drawn all the same."""
 
     path: Path
+    member: int | None
     fields: tuple[Field, ...] = ()
     init_times: tuple[np.datetime64, ...] = ()
     lead_times: tuple[np.timedelta64, ...] = ()
@@ -140,13 +167,20 @@ class _GribMaps:
     def __post_init__(self) -> None:
         self._source = GribSource(self.path)
         self._records: dict[tuple[Field, np.datetime64, np.timedelta64], FieldRecord] = {}
-        for record in self._source.records():
-            found = _field_of(record)
-            if found is not None and record.axes is not None:
+        drawable = [
+            (found, record)
+            for record in self._source.records()
+            if (found := _field_of(record)) is not None and record.axes is not None
+        ]
+        numbers = sorted({r.member for _, r in drawable if r.member is not None})
+        self.member = _choose_member(self.path, numbers, self.member)
+        for found, record in drawable:
+            if record.member in (self.member, None):
                 key = (found, record.init_time, _seconds(record.lead_time))
-                self._records.setdefault(key, record)  # the first member of an ensemble
+                self._records.setdefault(key, record)
         if not self._records:
             raise DataError(f"{self.path} holds no field that can be drawn")
+        self.attributes = recorded_attributes(self.path)
         self.fields = tuple(dict.fromkeys(key[0] for key in self._records))
         self.init_times = tuple(sorted({key[1] for key in self._records}))
         self.lead_times = tuple(sorted({key[2] for key in self._records}))
@@ -165,6 +199,16 @@ class _GribMaps:
             record.axes.latitudes,
             record.axes.longitudes,
         )
+
+
+def _choose_member(path: Path, numbers: Sequence[int], wanted: int | None) -> int | None:
+    """The member to read: the one that is wanted, or the first."""
+    if wanted is None:
+        return numbers[0] if numbers else None
+    if wanted in numbers:
+        return wanted
+    held = f"members {', '.join(map(str, numbers))}" if numbers else "no members"
+    raise DataError(f"{path}: missing member {wanted}; it has {held}")
 
 
 def _seconds(lead: np.timedelta64) -> np.timedelta64:

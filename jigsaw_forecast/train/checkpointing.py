@@ -34,6 +34,7 @@ from jigsaw_forecast.checkpoint.training import (
     list_inference_files,
     raise_if_torn,
     read_training_manifest,
+    sync_folder,
     write_training_manifest,
 )
 from jigsaw_forecast.checkpoint.writer import CheckpointWriter
@@ -71,6 +72,7 @@ class Checkpoints:
     """The checkpoints of a run: staged on the CPU, written by a thread of each rank.
 
     Attributes:
+        saved_step: Train step of the last that is whole, 0 where there is none.
         stalled_s: Seconds that training stood still for saves since they were last taken.
     """
 
@@ -89,16 +91,16 @@ class Checkpoints:
         self._mesh = state.model.mesh
         self._background = make_background(self._mesh)
         self._saver = BackgroundSaver(state.pieces())
-        self._saved_step = state.step  # the last that is whole
+        self.saved_step = state.step
         self._pending: int | None = None  # step of the save that is not settled
         self.stalled_s = 0.0
 
-    def save(self, sample_order: Mapping[str, Any], validation_loss: float | None) -> None:
+    def save(self, sample_order: Mapping[str, Any], validation_error: float | None) -> None:
         """Begins a save; where the one before failed, warns of it first.
 
         Args:
             sample_order: Where the order of samples stands.
-            validation_loss: Of this step, where it was validated.
+            validation_error: Of this step, where it was validated.
         """
         start_s = time.perf_counter()
         self.settle()
@@ -108,7 +110,7 @@ class Checkpoints:
             train_step=state.step,
             num_updates=state.num_updates,
             samples=samples_until(self._recipe, state.step),
-            validation_loss=validation_loss,
+            validation_error=validation_error,
             mesh=self._mesh.degrees,
             sample_order={**sample_order, "losses_since_metrics": list(state.losses)},
             recipe=self._recipe.model_dump(mode="json", exclude_none=True),
@@ -125,7 +127,7 @@ class Checkpoints:
         self._saver.save(state.pieces(), write)
         self.stalled_s += time.perf_counter() - start_s
 
-    def save_last(self, sample_order: Mapping[str, Any], validation_loss: float | None) -> None:
+    def save_last(self, sample_order: Mapping[str, Any], validation_error: float | None) -> None:
         """Saves and waits until it is done; does nothing where this step is saved already.
 
         Raises:
@@ -133,13 +135,13 @@ class Checkpoints:
         """
         if self._pending == self._state.step:
             self.settle()
-        if self._saved_step == self._state.step:
+        if self.saved_step == self._state.step:
             return
-        self.save(sample_order, validation_loss)
+        self.save(sample_order, validation_error)
         try:
             self._settle()
         except CheckpointError as error:
-            saved = f"go on from step {self._saved_step}" if self._saved_step else "start again"
+            saved = f"go on from step {self.saved_step}" if self.saved_step else "start again"
             raise StoppedError(
                 f"train step {self._state.step} cannot be saved: {error}; make room and {saved} "
                 "with --resume"
@@ -157,7 +159,7 @@ class Checkpoints:
             self._settle()
         except CheckpointError as error:
             if self._mesh.rank == 0:
-                last = f"of step {self._saved_step}" if self._saved_step else "none"
+                last = f"of step {self.saved_step}" if self.saved_step else "none"
                 _log.warning(
                     "the checkpoint of train step %d was not saved: %s; training goes on, the "
                     "last whole checkpoint is %s",
@@ -168,7 +170,7 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         self._saver.settle()
         if pending is not None:
-            self._saved_step = pending
+            self.saved_step = pending
 
 
 class _Write:
@@ -272,9 +274,13 @@ class _Write:
         records = list_inference_files(partial, self._shards)
         records |= {f"{TRAINING_FOLDER}/{name}": record for name, record in files.items()}
         write_training_manifest(partial, self._facts.model_copy(update={"files": records}))
+        sync_folder(partial)
         partial.rename(self._folder)
         keep, keep_best = self._keep
-        self._output.publish(self._facts.train_step, keep, keep_best=keep_best)
+        try:
+            self._output.publish(self._facts.train_step, keep, keep_best=keep_best)
+        except OSError as error:  # the step is whole: it counts by its folder, not by the links
+            _log.warning("%s is saved, but its links are not: %s", self._folder, error)
 
     def _attempt(self, action: Callable[[], None]) -> Exception | None:
         """What goes wrong in an action of the first rank; the others have none."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from jigsaw_forecast.data.bad_maps import read_static
 from jigsaw_forecast.data.forcings import static_fields
 from jigsaw_forecast.data.sample_times import SampleTimes
 from jigsaw_forecast.data.statistics import StatisticsOrigin, load_statistics
@@ -47,7 +48,7 @@ def check_data(recipe: TrainRecipe, made: Path) -> None:
         except DataError:
             raise error from None
     for name in static_fields(config.forcings):
-        attempt(partial(store.static, name))
+        attempt(partial(read_static, store, name))
     if store.grid != config.grid_object:
         problems.append(
             f"{path}: grid {store.grid.name}, but the recipe's model has {config.grid}; set "
@@ -102,7 +103,11 @@ def _check_period(store: Store, recipe: TrainRecipe, key: str, num_steps: int) -
     """
     text: str = getattr(recipe.data, key)
     hours = recipe.model.step_hours
-    times = SampleTimes(store, Period.parse(text), hours, allow_gaps=recipe.data.allow_gaps)
+    try:
+        times = SampleTimes(store, Period.parse(text), hours, allow_gaps=recipe.data.allow_gaps)
+    except DataError as error:
+        prefix = f"{store.path}: "
+        raise DataError(f"{prefix}data.{key}: {str(error).removeprefix(prefix)}") from None
     if not times.starts(num_steps).size:
         whole = " whole" if times.gaps else ""
         raise DataError(

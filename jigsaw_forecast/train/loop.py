@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from jigsaw_forecast.data.training_set import Batch, ReadAhead
-from jigsaw_forecast.errors import StoppedError
+from jigsaw_forecast.errors import ForecastError, StoppedError
 from jigsaw_forecast.parallel.collectives import all_reduce_sum
 from jigsaw_forecast.parallel.watch import note
 from jigsaw_forecast.train.checkpointing import samples_until
@@ -28,8 +28,12 @@ def train(run: Run, last: int, stop: Stop, reporter: Reporter) -> None:
         StoppedError: A signal came, the loss is no number, or the last save failed.
     """
     loop = _Loop(run, last, stop, reporter)
-    while run.state.step < last and not stop.is_agreed:
-        loop.run_phase()
+    try:
+        while run.state.step < last and not stop.is_agreed:
+            loop.run_phase()
+    except (ForecastError, StoppedError):
+        run.checkpoints.settle()  # a save under way is worth hours
+        raise
     loop.save_last()
     if stop.is_agreed and run.state.step < run.recipe.train.num_steps:
         name = stop.signal_name or "a signal to another rank"
@@ -64,7 +68,7 @@ class _Loop:
         self._stop = stop
         self._reporter = reporter
         self._parameters = list(run.state.model.parameters())
-        self._validated: tuple[int, float] = (0, 0.0)  # train step and loss
+        self._validated: tuple[int, float] = (0, 0.0)  # train step and error
         self._num_skipped = 0  # in a row
 
     def run_phase(self) -> None:
@@ -93,12 +97,11 @@ class _Loop:
     def save_last(self) -> None:
         """Saves what is not saved yet, and leaves `REQUEUE` where a signal stopped the run."""
         run = self._run
-        try:
-            with self._reporter.meter.paused():
-                run.checkpoints.save_last(self._sample_order(), self._validation_loss())
-        finally:
-            if self._stop.is_agreed and run.state.step < run.recipe.train.num_steps:
-                on_first_rank(run.mesh, run.output.requeue.touch)
+        if self._stop.is_agreed and run.state.step < run.recipe.train.num_steps:
+            # first: whoever sent the signal may not wait for the save
+            on_first_rank(run.mesh, run.output.ask_to_go_on)
+        with self._reporter.meter.paused():
+            run.checkpoints.save_last(self._sample_order(), self._validation_error())
 
     def _step(self, place: _Place, batches: ReadAhead) -> None:
         """One train step and what is due after it."""
@@ -122,7 +125,7 @@ class _Loop:
             if state.step % train.validate_every == 0 or is_last:
                 self._validate()
             if state.step % train.checkpoint_every == 0 and state.step < self._last:
-                run.checkpoints.save(self._sample_order(), self._validation_loss())
+                run.checkpoints.save(self._sample_order(), self._validation_error())
 
     def _ready(self, batch: Batch, place: _Place) -> Batch:
         """A batch on the device, in the dtype of the weights, with noise where asked."""
@@ -203,12 +206,17 @@ class _Loop:
         if train.on_non_finite == "skip" and self._num_skipped <= train.max_skipped:
             self._reporter.log_skipped(step, found)
             return
-        self._run.checkpoints.settle()
         if train.on_non_finite == "skip":
             found = f"{found}, {self._num_skipped} in a row (train.max_skipped)"
+        saved = self._run.checkpoints.saved_step
+        go_on = (
+            f"go on from the checkpoint of step {saved}"
+            if saved
+            else "start again (no checkpoint is there yet)"
+        )
         raise StoppedError(
-            f"{found}; lower train.phases learning_rate, or go on from the last checkpoint with "
-            "--resume, which may skip such steps: --set train.on_non_finite=skip"
+            f"{found}; lower train.phases learning_rate, or {go_on} with --resume, which may skip "
+            "such steps: --set train.on_non_finite=skip"
         )
 
     def _validate(self) -> None:
@@ -216,12 +224,12 @@ class _Loop:
         run = self._run
         with self._reporter.timed() as timer, run.state.average.applied():
             scores = run.validation.score()
-        self._validated = (run.state.step, scores.loss)
+        self._validated = (run.state.step, scores.error)
         self._reporter.log_validation(run.state.step, scores, timer.seconds)
 
-    def _validation_loss(self) -> float | None:
-        step, loss = self._validated
-        return loss if step == self._run.state.step and np.isfinite(loss) else None
+    def _validation_error(self) -> float | None:
+        step, error = self._validated
+        return error if step == self._run.state.step and np.isfinite(error) else None
 
     def _sample_order(self) -> dict[str, Any]:
         """Where the order of samples stands: a pure function of these."""

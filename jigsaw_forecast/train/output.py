@@ -1,6 +1,7 @@
 """The folder that a training run leaves behind: recipe, metrics, checkpoints."""
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -17,8 +18,11 @@ from jigsaw_forecast.checkpoint.training import (
     sync_folder,
 )
 from jigsaw_forecast.errors import CheckpointError, OutputError
+from jigsaw_forecast.forecast.staging import ProductLock
 from jigsaw_forecast.recipe import dump_recipe
 from jigsaw_forecast.train.schema import TrainRecipe
+
+_log = logging.getLogger(__name__)
 
 LATEST, BEST = "latest", "best"
 _PARTIAL = ".partial"
@@ -71,6 +75,18 @@ class TrainOutput:
         """
         return max(self._training_steps(), default=0)
 
+    def lock(self) -> ProductLock:
+        """Keeps other runs out of the folder until it is released; on one rank.
+
+        Raises:
+            OutputError: Another run is at work in it, or the lock cannot be made.
+        """
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            return ProductLock(self.folder.absolute(), joins=False)
+        except OSError as error:
+            raise OutputError(f"output {self.folder} cannot be written: {error}") from error
+
     def check(self, *, resume: bool) -> None:
         """Refuses a folder with something in it unless the run goes on there.
 
@@ -92,6 +108,20 @@ class TrainOutput:
                 "checkpoints; choose another --output"
             )
 
+    def ask_to_go_on(self) -> None:
+        """Leaves `REQUEUE`; on one rank."""
+        try:
+            self.requeue.touch()
+        except OSError as error:
+            text = "cannot write %s, which would queue the run again: %s"
+            _log.warning(text, self.requeue, error)
+
+    def forget_request(self) -> None:
+        """Removes the `REQUEUE` of an earlier run: this one may be refused, or crash."""
+        with suppress(OSError):
+            if self.recipe.is_file():
+                self.requeue.unlink(missing_ok=True)
+
     def start(self, recipe: TrainRecipe) -> None:
         """Makes the folder, writes the recipe as run, and clears what a crash left; on one rank.
 
@@ -103,7 +133,6 @@ class TrainOutput:
             partial = self.recipe.with_name(self.recipe.name + _PARTIAL)
             dump_recipe(recipe, partial)
             partial.rename(self.recipe)
-            self.requeue.unlink(missing_ok=True)
             for torn in self.checkpoints.glob(f"step-*{_PARTIAL}"):
                 shutil.rmtree(torn)
         except OSError as error:
@@ -117,9 +146,20 @@ class TrainOutput:
             self.folder.rmdir()
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Adds one line to `metrics.jsonl`; what is no number becomes null, as JSON has it."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        """Adds one line to `metrics.jsonl`; what is no number becomes null, as JSON has it.
+
+        Raises:
+            OSError: It cannot be written; the file is as it was.
+        """
+        rest = memoryview((json.dumps(_finite(line), allow_nan=False) + "\n").encode())
+        with self.metrics.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(before)  # half a line would make the file unreadable
+                raise
 
     def forget_after(self, step: int) -> None:
         """Drops the metrics and checkpoints of steps after `step`; they will be made again."""
@@ -143,7 +183,7 @@ class TrainOutput:
         Args:
             step: Of the checkpoint; its folder has its final name.
             keep: How many of the last to keep.
-            keep_best: Whether to keep the one with the lowest validation loss too.
+            keep_best: Whether to keep the one with the lowest validation error too.
         """
         sync_folder(self.checkpoints)
         self.point_to(LATEST, step)
@@ -152,6 +192,8 @@ class TrainOutput:
         if best is not None:
             kept.add(best)
             self.point_to(BEST, best)
+        else:
+            (self.checkpoints / BEST).unlink(missing_ok=True)
         for old in set(self._steps()) - kept:
             shutil.rmtree(self.checkpoint(old), ignore_errors=True)
 
@@ -164,16 +206,16 @@ class TrainOutput:
         sync_folder(self.checkpoints)
 
     def _best(self) -> int | None:
-        """The step with the lowest validation loss of those that were validated."""
-        losses = {}
+        """The step with the lowest validation error of those that were validated."""
+        validation_errors = {}
         for step in self._training_steps():
             try:
-                loss = read_training_manifest(self.checkpoint(step)).validation_loss
+                found = read_training_manifest(self.checkpoint(step)).validation_error
             except CheckpointError:
                 continue  # damaged since: told when somebody goes on from it
-            if loss is not None:
-                losses[step] = loss
-        return min(losses, key=lambda step: (losses[step], step)) if losses else None
+            if found is not None:
+                validation_errors[found, step] = step
+        return validation_errors[min(validation_errors)] if validation_errors else None
 
     def _training_steps(self) -> list[int]:
         return [step for step in self._steps() if is_training_checkpoint(self.checkpoint(step))]

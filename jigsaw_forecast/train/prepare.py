@@ -1,7 +1,11 @@
 """From a recipe to everything that the loop needs: data, model, loss, checkpoints."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
+from numpy.random import SeedSequence
 
 from jigsaw_forecast.data.forcings import ForcingMaps, static_fields
 from jigsaw_forecast.data.statistics import Statistics, load_statistics, save_statistics
@@ -24,6 +28,8 @@ from jigsaw_forecast.train.schema import TrainRecipe
 from jigsaw_forecast.train.state import TrainState
 from jigsaw_forecast.train.stopping import Stop
 from jigsaw_forecast.train.validation import Validation
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,6 +76,9 @@ def prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh, stop: Stop) ->
         StoppedError: A signal came.
     """
     config, train = recipe.model, recipe.train
+    # a checkpoint holds the state of torch's generator, which starts anywhere: replicas differ in
+    # it, the ranks of one model group do not
+    torch.manual_seed(int(SeedSequence((recipe.seed, mesh.data.index)).generate_state(1)[0]))
     model = _make_model(recipe, mesh)
     all_fields = (*config.prognostic_fields, *config.diagnostic_fields)
     store = together(
@@ -87,6 +96,12 @@ def prepare(recipe: TrainRecipe, output: TrainOutput, mesh: Mesh, stop: Stop) ->
         )
         for text in (recipe.data.train, recipe.data.validation)
     )
+    for part, text in ((data, recipe.data.train), (validation_data, recipe.data.validation)):
+        if part.gaps and mesh.rank == 0:  # every rank finds the same
+            _log.warning(
+                "%s: %d gaps within %s, trained on the whole sequences between them: %s",
+                *(store.path, len(part.gaps), text, ", ".join(part.gaps)),
+            )
     if recipe.data.in_memory:
         _load(data, mesh, stop)
     statistics = _statistics(recipe, output, data, store.digest, mesh, stop)

@@ -31,9 +31,12 @@ def profiled(folder: Path | None, mesh: Mesh) -> Iterator[Callable[[], None]]:
     is_gpu = mesh.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]
     order = "self_cuda_time_total" if is_gpu else "self_cpu_time_total"
-    folder.mkdir(parents=True, exist_ok=True)
+    is_written = False
 
     def write(profiler: profile) -> None:
+        nonlocal is_written
+        is_written = True
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank-{mesh.rank:05d}.json"
         profiler.export_chrome_trace(str(path))
         table = profiler.key_averages().table(sort_by=order, row_limit=_NUM_ROWS)
@@ -51,3 +54,9 @@ def profiled(folder: Path | None, mesh: Mesh) -> Iterator[Callable[[], None]]:
         yield profiler.step
     if is_gpu:
         torch.cuda.synchronize()
+    if not is_written and mesh.rank == 0:
+        _log.warning(
+            "no profile: the run had fewer than %d train steps, of which %d are traced",
+            NUM_SKIPPED + NUM_TRACED,
+            NUM_TRACED,
+        )

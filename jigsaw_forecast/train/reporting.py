@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class Reporter:
         self._display = display
         self._boards = boards
         self._after = after
+        self._unwritten: deque[dict[str, Any]] = deque()
 
     def after_step(self, report: StepReport) -> None:
         """Notes a train step."""
@@ -152,6 +154,7 @@ class Reporter:
         line = {
             "train_step": step,
             "validation_loss": scores.loss,
+            "validation_error": scores.error,
             "rmse": scores.rmse,
             **scores.references,
             "seconds": round(seconds, 4),
@@ -168,7 +171,18 @@ class Reporter:
     def _write(self, line: dict[str, Any]) -> None:
         if self._mesh.rank != 0:
             return
-        self._output.append_metrics(line)
+        self._unwritten.append(line)
+        try:
+            while self._unwritten:
+                self._output.append_metrics(self._unwritten[0])
+                self._unwritten.popleft()
+        except OSError as error:
+            if len(self._unwritten) == 1:  # once, not at every line until there is room again
+                _log.warning(
+                    "%s cannot be written: %s; training goes on, the lines follow once there is "
+                    "room",
+                    *(self._output.metrics, error.strerror),
+                )
         for board in self._boards:
             board.add(line)
 

@@ -3,23 +3,28 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+
+from jigsaw_forecast.checkpoint.save import count_parameters
 from jigsaw_forecast.checkpoint.training import read_training_manifest
-from jigsaw_forecast.errors import ForecastError, MeshError, StoppedError
+from jigsaw_forecast.errors import ForecastError, MeshError, SignalledError
 from jigsaw_forecast.parallel.mesh import Mesh, choose_device, make_mesh
 from jigsaw_forecast.parallel.together import gather_texts, together
 from jigsaw_forecast.recipe import load_recipe
 from jigsaw_forecast.train.data_check import check_data
 from jigsaw_forecast.train.loop import train
 from jigsaw_forecast.train.output import TrainOutput
+from jigsaw_forecast.train.precision import compute_dtype
 from jigsaw_forecast.train.prepare import Run, on_first_rank, prepare
 from jigsaw_forecast.train.profiling import profiled
 from jigsaw_forecast.train.reporting import Reporter, all_of
 from jigsaw_forecast.train.same_recipe import check_same_recipe
 from jigsaw_forecast.train.schema import TrainRecipe
 from jigsaw_forecast.train.stopping import Stop, stop_on_signal
-from jigsaw_forecast.train.tensorboard import TensorBoard
+from jigsaw_forecast.train.tensorboard import TensorBoard, check_installed
 from jigsaw_forecast.train.view import display
 
 # torchrun counts how often it has started the ranks again after one of them ended
@@ -56,17 +61,26 @@ def train_recipe(
         ForecastError: The recipe, the data, the mesh or the folder is wrong.
         StoppedError: A signal ended the run, or the loss is no number; it can go on by `resume`.
     """
-    checked = load_recipe(recipe, TrainRecipe, settings)
     folder = TrainOutput(output or Path("outputs") / recipe.stem)
-    plan = {"recipe": checked.model_dump_json(), "output": str(folder.folder)}
-    ranks = make_mesh(mesh, choose_device(device), plan)
+    folder.forget_request()  # on any rank, before they meet
+    checked = load_recipe(recipe, TrainRecipe, settings)
+    chosen = choose_device(device)
+    plan = {
+        "recipe": checked.model_dump_json(),
+        "output": str(folder.folder),
+        "precision": str(compute_dtype(checked.train.precision, torch.device(chosen))),
+    }
+    ranks = make_mesh(mesh, chosen, plan)
     _check_batches(checked, ranks)
     resume = resume or int(os.environ.get(_RESTARTS, "0")) > 0
     is_new = not folder.recipe.exists()
     together(ranks, lambda: folder.check(resume=resume))  # all look before the first one writes
+    if checked.train.tensorboard:
+        on_first_rank(ranks, check_installed)
     together(ranks, lambda: check_data(checked, folder.statistics))
     together(ranks, lambda: _check_recipe_of(folder, checked))
-    with stop_on_signal() as stop:
+    with stop_on_signal() as stop, ExitStack() as held:
+        on_first_rank(ranks, lambda: held.callback(folder.lock().release))
         on_first_rank(ranks, lambda: folder.start(checked))
         last = min(checked.train.num_steps, max_steps or checked.train.num_steps)
         done = int(gather_texts(ranks, str(folder.last_step()))[0])
@@ -76,8 +90,8 @@ def train_recipe(
             return
         try:
             run = prepare(checked, folder, ranks, stop)
-        except StoppedError:
-            on_first_rank(ranks, folder.requeue.touch)
+        except SignalledError:
+            on_first_rank(ranks, folder.ask_to_go_on)
             raise
         except ForecastError:
             if is_new and ranks.rank == 0:  # it began with nothing: leave nothing in the way
@@ -89,9 +103,10 @@ def train_recipe(
 def _train(run: Run, last: int, stop: Stop, profile_folder: Path | None) -> None:
     """Trains with everything that reports on it."""
     state, mesh = run.state, run.mesh
+    _tell_what_is_trained(run)
     boards = []
     if run.recipe.train.tensorboard and mesh.rank == 0:
-        boards.append(TensorBoard(run.output.folder / "tensorboard"))
+        boards.append(TensorBoard(run.output.folder / "tensorboard", state.step))
     contexts = all_of(
         display(mesh, state.step, last, state.model.compute_dtype), profiled(profile_folder, mesh)
     )
@@ -99,9 +114,24 @@ def _train(run: Run, last: int, stop: Stop, profile_folder: Path | None) -> None
         with contexts as (shown, after_step):
             reporter = Reporter(mesh, run.output, state.losses, shown, boards, [after_step])
             train(run, last, stop, reporter)
+        if mesh.rank == 0:
+            _log.info("train step %d is saved: %s", state.step, run.output.checkpoint(state.step))
     finally:
         for board in boards:
             board.close()
+
+
+def _tell_what_is_trained(run: Run) -> None:
+    """Says on the first rank how large the model is, where it computes and what will be left."""
+    model, mesh = run.state.model, run.mesh
+    if mesh.rank == 0:
+        degrees = ",".join(f"{name}={degree}" for name, degree in mesh.degrees.items())
+        dtype = str(model.compute_dtype).removeprefix("torch.")
+        _log.info(
+            "%s parameters, products in %s on %s, mesh %s; metrics and checkpoints in %s",
+            *(f"{count_parameters(model.layouts()):,}", dtype, mesh.device.type, degrees),
+            run.output.folder,
+        )
 
 
 def _check_recipe_of(output: TrainOutput, recipe: TrainRecipe) -> None:

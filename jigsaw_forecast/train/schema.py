@@ -1,13 +1,16 @@
 """What a training recipe holds: sections `data`, `model` and `train`."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from pydantic import Field as Setting
 
+from jigsaw_forecast.data.forcings import FORCINGS
 from jigsaw_forecast.data.weather_store import Period
-from jigsaw_forecast.fields import VARIABLES
+from jigsaw_forecast.errors import RecipeError
+from jigsaw_forecast.fields import Role
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.train.weighting import LossWeighting
 
@@ -30,7 +33,7 @@ class DataSection(_Section):
     """Where the weather is and which years are for what."""
 
     path: Path  # training set of `data convert` or WeatherBench-layout zarr store
-    train: str  # START/END, both included
+    train: str  # START/END, both included: 1979/2019 ends with 2019-12-31
     validation: str  # START/END, both included, apart from `train`
     in_memory: bool = True  # whole piece as float32; else read ahead
     allow_gaps: bool = False  # train on the whole sequences between missing times; else refused
@@ -82,7 +85,7 @@ class TrainSection(_Section):
     validate_every: Count = 1000  # train steps
     checkpoint_every: Count = 2000  # train steps
     keep_checkpoints: Count = 2  # the last so many; older ones are deleted
-    keep_best: bool = True  # and the one with the lowest validation loss of those validated
+    keep_best: bool = True  # and that with the lowest validation error
     num_validation_inits: Count = 16  # starts, spread over data.validation
     validation_hours: Annotated[tuple[Count, ...], Setting(min_length=1)] = LEAD_HOURS
     weight_decay: NotNegative = 0.05  # of matrices and embed.position, times the rate
@@ -143,9 +146,9 @@ class TrainRecipe(_Section):
     train: TrainSection
 
     @model_validator(mode="after")
-    def _weights_name_fields(self) -> "TrainRecipe":
-        problems = []
-        known = set(self.model.fields) | set(VARIABLES)
+    def _agrees(self) -> "TrainRecipe":
+        problems = self._model_problems()
+        known = set(self.model.fields) | {f.variable for f in self.model.prognostic_fields}
         unknown = [name for name in self.train.field_weights if name not in known]
         if unknown:
             problems.append(
@@ -168,3 +171,35 @@ class TrainRecipe(_Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _model_problems(self) -> list[str]:
+        """What a model cannot be trained with, though each key for itself may be right."""
+        model = self.model
+        problems = []
+        try:
+            model.check()
+        except RecipeError as error:
+            problems.append(str(error))
+        unknown = [name for name in model.forcings if name not in FORCINGS]
+        if unknown:
+            problems.append(
+                f"model.forcings: no such forcings: {', '.join(unknown)}; known here: "
+                f"{', '.join(FORCINGS)}"
+            )
+        names = (*model.fields, *model.diagnostics)
+        if doubled := [name for name, count in Counter(names).items() if count > 1]:
+            problems.append(
+                f"model.fields and model.diagnostics name more than once: {', '.join(doubled)}"
+            )
+        misplaced = {
+            field.short_name: field.spec.role
+            for field in model.prognostic_fields
+            if field.spec.role is not Role.PROGNOSTIC
+        }
+        if misplaced:
+            roles = ", ".join(f"{name} ({role.value})" for name, role in misplaced.items())
+            problems.append(
+                f"model.fields: no state to start from: {roles}; name a diagnostic field in "
+                "model.diagnostics, a static one in model.forcings"
+            )
+        return problems

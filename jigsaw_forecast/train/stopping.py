@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from jigsaw_forecast.errors import StoppedError
+from jigsaw_forecast.errors import SignalledError
 
 
 @dataclass
@@ -25,10 +25,10 @@ class Stop:
         """Ends the preparation where this rank got a signal: there is nothing to save.
 
         Raises:
-            StoppedError: It got one.
+            SignalledError: It got one.
         """
         if self.signal_name:
-            raise StoppedError(
+            raise SignalledError(
                 f"stopped by {self.signal_name} while reading the data; go on with --resume"
             )
 

@@ -9,24 +9,34 @@ from jigsaw_forecast.errors import RecipeError
 _LEFT_OUT = ("train_step", "rank_seconds")
 
 
+def check_installed() -> None:
+    """Refuses to train for TensorBoard without its package.
+
+    Raises:
+        RecipeError: It is not installed.
+    """
+    try:
+        import torch.utils.tensorboard  # noqa: F401  slow to import and not always there
+    except ImportError as error:
+        raise RecipeError(
+            "train.tensorboard = true: missing package tensorboard; install it by `pip "
+            "install 'jigsaw-forecast[tensorboard]'` or leave the key out"
+        ) from error
+
+
 class TensorBoard:
     """Scalars by train step."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
         """Opens a folder for them.
 
-        Raises:
-            RecipeError: The package is not installed.
+        Args:
+            folder: Made where it is missing.
+            step: The run goes on after it: what an earlier run wrote of later steps is hidden.
         """
-        try:
-            # slow to import and not always there
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise RecipeError(
-                "train.tensorboard = true: missing package tensorboard; install it by `pip "
-                "install 'jigsaw-forecast[tensorboard]'` or leave the key out"
-            ) from error
-        self._writer = SummaryWriter(str(folder))
+        from torch.utils.tensorboard import SummaryWriter  # slow to import and not always there
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add(self, line: dict[str, Any]) -> None:
         """Adds a line of metrics."""

@@ -39,9 +39,26 @@ class ValidationScores:
     rmse: Rmse
     references: dict[str, Rmse] = field(default_factory=dict)
 
+    @property
+    def error(self) -> float:
+        """By which checkpoints are compared: RMSE over that of persistence.
+
+        The mean over fields and lead times, so that training on rollouts, which raises the loss of
+        one step, is judged by forecasts. The loss where the model has none of the fields.
+        """
+        persistence = self.references.get("rmse_persistence", {})
+        ratios = [
+            rmse / persistence[name][lead]
+            for name, by_lead in self.rmse.items()
+            for lead, rmse in by_lead.items()
+            if name in persistence and persistence[name][lead] > 0
+        ]
+        return float(np.mean(ratios)) if ratios else self.loss
+
     def text(self) -> str:
-        """`z500 31/120/388/602 (persistence 118/401/694/791, climatology 613/...)`, by field."""
-        return ", ".join(
+        """`RMSE at 6/24 h: z500 31/120 (persistence 118/401, climatology 613/613)`, by field."""
+        leads = next(iter(self.rmse.values()), {})
+        return f"RMSE at {'/'.join(map(str, leads))} h: " + ", ".join(
             f"{name} {_numbers(by_lead)}{self._beside(name)}" for name, by_lead in self.rmse.items()
         )
 

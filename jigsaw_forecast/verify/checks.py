@@ -61,7 +61,8 @@ class SourceChecks:
         if any(not climatology.has_seeps(name) for name in precipitation):
             self.warnings.append(
                 f"no SEEPS for {', '.join(precipitation)}: the climatology {climatology.path} "
-                "lacks seeps_threshold and seeps_dry_fraction, or is regridded"
+                "lacks seeps_threshold and seeps_dry_fraction, which `data climatology --seeps` "
+                "makes, or is regridded"
             )
 
     def check_units(self) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from jigsaw_forecast.data.classic_netcdf import why_not_whole
 from jigsaw_forecast.data.conventions import Axis, axis_of
 from jigsaw_forecast.data.zarr_store import is_consolidated
 from jigsaw_forecast.errors import DataError
@@ -30,6 +31,8 @@ def open_dataset(path: Path) -> xr.Dataset:
                     path, consolidated=is_consolidated(path), chunks=None, decode_timedelta=True
                 )
                 return data
+            if why := why_not_whole(path):
+                raise DataError(f"{path} is {why}; fetch it again")
             return xr.open_dataset(path, engine="netcdf4", decode_timedelta=True, cache=False)
     except (OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError) as fault:
         kind = "zarr" if path.is_dir() else "netCDF"

@@ -7,9 +7,11 @@ number of years takes the memory of a window of maps.
 import logging
 import os
 import shutil
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,15 @@ def make_climatology(request: ClimatologyRequest) -> Path:
         ForecastError: What is wrong with the request or the truth; all of it is listed.
     """
     job = _check(request)
+    if empty := _days_without(job):
+        _log.warning(
+            "%s: %d of the %d days of the year have no analysis within the window and become NaN "
+            "(%s); a climatology takes whole years",
+            job.archive.path,
+            len(empty),
+            DAYS,
+            ", ".join(_runs(empty)),
+        )
     partial = request.output.with_name(request.output.name + PARTIAL_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)
     writer = _Writer(partial, job)
@@ -116,6 +127,7 @@ def make_climatology(request: ClimatologyRequest) -> Path:
                         progress.advance()
             if request.with_seeps and name in DRY_THRESHOLDS_M:
                 _write_seeps(job, name, writer)
+    writer.finish()
     if request.output.exists():
         shutil.rmtree(request.output)
     os.replace(partial, request.output)
@@ -222,6 +234,29 @@ def _daily_means(
                 count = count + weight * number
         with np.errstate(invalid="ignore", divide="ignore"):
             yield step - half, np.where(count > 0, total / count, np.nan)
+
+
+def _days_without(job: _Job) -> list[int]:
+    """Days of the year, from 1, of which no window at any hour holds an analysis."""
+    reach = job.request.window_days // 2 - 1  # the window's ends have no weight
+    held = {
+        day
+        for name, hour in product(job.times, job.hours)
+        for day in _times_by_day(job.times[name], hour)
+    }
+    reached = {(day + step) % DAYS for day in held for step in range(-reach, reach + 1)}
+    return [day + 1 for day in range(DAYS) if day not in reached]
+
+
+def _runs(days: Sequence[int]) -> list[str]:
+    """Ascending days as `1 to 120`, `200`."""
+    runs: list[list[int]] = []
+    for day in days:
+        if runs and day == runs[-1][-1] + 1:
+            runs[-1][-1] = day
+        else:
+            runs.append([day, day])
+    return [f"{first} to {last}" if last > first else str(first) for first, last in runs]
 
 
 def _times_by_day(times: Times, hour: int) -> dict[int, list[np.datetime64]]:
@@ -335,6 +370,13 @@ class _Writer:
             ],
             attributes={"units": units},
         )
+
+    def finish(self) -> None:
+        """Puts the metadata of all arrays together, which xarray looks for."""
+        with warnings.catch_warnings():
+            # an extension of zarr v3, of which zarr warns
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(self._group.store)
 
     def write(self, name: str, hour: int, day: int, levels: list[int], mean: Array64) -> None:
         array = self._arrays[name]

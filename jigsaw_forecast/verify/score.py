@@ -257,7 +257,8 @@ def publish(fresh: Path, output: Path, with_report: bool = True) -> None:
         from jigsaw_forecast.verify.report import write_report
 
         write_report(output)
-    _log.info("wrote %s", output)
+    report = ", report.html" if with_report else ""
+    _log.info("wrote scores.nc, scores.csv%s into %s", report, output)
 
 
 def _write_results(

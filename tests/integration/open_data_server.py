@@ -4,6 +4,7 @@ It makes each cycle that is asked for: the messages of the small test checkpoint
 index beside them, geopotential height in place of geopotential as the real service offers it.
 """
 
+import gzip
 import http.server
 import json
 import re
@@ -59,6 +60,15 @@ class Server(http.server.ThreadingHTTPServer):
             self._made[stamp] = make_cycle(stamp, self.shift_hours, self.lacking.get(stamp, set()))
         return self._made[stamp]
 
+    def hold(self, stamp: str, index: bytes, data: bytes) -> None:
+        """Serves these as a cycle's index and GRIB file."""
+        self._made[stamp] = (index, data)
+
+    def shift_to(self, hours: int) -> None:
+        """Replaces all cycles by such of another valid time under the same names."""
+        self.shift_hours = hours
+        self._made.clear()
+
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: Server
@@ -107,6 +117,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if fault == "silence":
                 self.server.closing.wait(STALL_S)
             self.close_connection = True
+        elif fault in ("gzip", "gzip-truncate"):
+            packed = gzip.compress(body)
+            num_sent = len(packed) // 2 if fault == "gzip-truncate" else None
+            self._answer(200, packed, {"Content-Encoding": "gzip"}, num_sent)
+            self.close_connection = num_sent is not None
         elif fault == "other":
             self._answer(status, body[::-1], headers)
         else:

@@ -19,6 +19,7 @@ import pytest
 
 from jigsaw_forecast.data.acquisition import InputRequest, resolve_input, resolve_latest
 from jigsaw_forecast.data.acquisition.cache import Cache
+from jigsaw_forecast.data.acquisition.spec import RemoteSpec, parse_spec
 from jigsaw_forecast.data.initial_state import plan_initial_state
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import plausible_range
@@ -28,6 +29,7 @@ from tests.integration.open_data_server import Server, serving, state, valid_tim
 CONFIG = inputs.CONFIG
 FIELDS = CONFIG.prognostic_fields
 INIT = np.datetime64("2026-06-24T00", "s")
+URL_PATH = "20260624/00z/ifs/0p25/oper/20260624000000-0h-oper-fc.grib2"
 QUICK = "attempts=2,backoff=0.05,stall=5,deadline=20"
 
 
@@ -95,6 +97,14 @@ def test_a_second_run_takes_the_cache_and_a_damaged_file_is_fetched_again(
     assert again.sha256 == first.sha256
     assert len(server.requests) > num_requests
     assert not list(cache.glob("*.partial-*"))
+
+
+def test_a_fetch_takes_no_module_from_the_working_folder(
+    server: Server, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "requests.py").write_text("raise SystemExit('taken from the working folder')")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_input(request(open_data(server))).file(INIT).path.exists()
 
 
 def test_a_silent_server_ends_at_the_deadline(server: Server, cache: Path) -> None:
@@ -252,17 +262,47 @@ def test_a_spec_that_cannot_be_is_refused_at_once(
         resolve_input(request(spec))
 
 
-def test_a_url_is_fetched_and_a_page_in_its_place_is_refused(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = f"url:{server.url}/20260624/00z/ifs/0p25/oper/20260624000000-0h-oper-fc.grib2"
-    server.faults["grib2"] = ["html"] * 9
-    monkeypatch.setenv("JIGSAW_FETCH_DEADLINE", "2")
+def test_a_url_is_fetched_and_a_page_in_its_place_is_refused(server: Server, cache: Path) -> None:
+    url = f"url:{server.url}/{URL_PATH},{QUICK}"
+    server.faults["grib2"] = ["html"] * 2
     with pytest.raises(DataError, match="HTML page instead of data"):
         resolve_input(request(url))
-    monkeypatch.delenv("JIGSAW_FETCH_DEADLINE")
-    server.faults.clear()
     assert resolve_input(request(url)).source(INIT).valid_times().tolist() == [INIT.item()]
+
+
+def test_a_url_is_fetched_again_for_another_time_and_where_asked(
+    server: Server, cache: Path
+) -> None:
+    url, later = f"{server.url}/{URL_PATH}", INIT + np.timedelta64(24, "h")
+    first = resolve_input(request(url)).file(INIT)
+    server.shift_to(24)
+    assert resolve_input(request(url, later)).source(later).valid_times().tolist() == [later.item()]
+    assert resolve_input(request(url)).file(INIT) == first
+    num_gets = server.num_gets("grib2")
+    with pytest.raises(DataError, match="of another time, expected 2026-06-24T00:00"):
+        resolve_input(request(f"url:{url},refresh=yes,{QUICK}"))
+    assert server.num_gets("grib2") == num_gets + 1
+
+
+def test_a_url_of_many_times_is_fetched_once(server: Server, cache: Path) -> None:
+    index, today = server.cycle("2026062400")
+    _, tomorrow = server.cycle("2026062500")
+    server.hold("2026062400", index, today + tomorrow)
+    times = (INIT, INIT + np.timedelta64(24, "h"))
+    found = resolve_input(request(f"{server.url}/{URL_PATH}", *times))
+    assert found.file(times[0]) == found.file(times[1])
+    assert server.num_gets("grib2") == 1
+
+
+def test_limits_after_a_url_are_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JIGSAW_FETCH_DEADLINE", "9")
+    spec = parse_spec("https://host/a.grib2?key=1,refresh=no&b=2,deadline=7, refresh=yes")
+    assert isinstance(spec, RemoteSpec)
+    assert spec.arguments == ("https://host/a.grib2?key=1,refresh=no&b=2",)
+    assert (spec.limits.deadline_s, spec.limits.is_refreshed) == (7.0, True)
+    assert parse_spec("https://host/a.grib2").limits.deadline_s == 9.0  # type: ignore[union-attr]
+    with pytest.raises(DataError, match="stall=soon is not a positive number"):
+        parse_spec("url:https://host/a.grib2,stall=soon")
 
 
 def test_templates_name_a_file_for_each_time_and_member(tmp_path: Path, cache: Path) -> None:

@@ -226,3 +226,28 @@ def test_the_table_fits_a_terminal_and_says_what_is_needed(
     for begins in ("memory of the busiest rank: ", "time, estimated: ", "disk in "):
         assert any(line.startswith(begins) for line in lines), begins
     assert lines[-1] == "nothing would stop the run"
+
+
+def test_a_model_with_a_notice_says_so_where_the_input_is_not_its_own(
+    check: Check, checkpoint: Path, tmp_path: Path
+) -> None:
+    own = checkpoint / "initial.zarr"
+    path = inputs.write_grib(tmp_path / "in.grib2", inputs.maps(FIELDS, 12, 24))
+    notice = json.loads((checkpoint / "model.json").read_text())["notice"]
+    assert notice
+    assert check()[1]["notice"] == ""
+    assert check("--input", own)[1]["notice"] == ""
+    assert check("--input", path)[1]["notice"].endswith(f"which starts from {path}: {notice}")
+
+
+def test_values_and_their_units_belong_together(
+    check: Check, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    values = inputs.maps(FIELDS, 12, 24)
+    path = inputs.write_grib(tmp_path / "in.grib2", values)
+    row = rows_of(check("--input", path)[1])["z500"]
+    assert row["value_units"] == "m2 s-2"
+    command = ["check", str(checkpoint), "--init", "2026-06-24T00", "--quiet"]
+    main([*command, "--input", str(path), "--output", str(tmp_path / "f.zarr")])
+    (line,) = (one for one in capfd.readouterr().out.splitlines() if one.startswith("  z500"))
+    assert line.split()[2:6] == ["geopotential", "1", "500", "m2"]

@@ -155,3 +155,23 @@ def test_a_log_file_is_taken_before_and_after_the_command(place: str, tmp_path: 
     command = ["selfcheck"]
     done = jigsaw(*(option + command if place == "before" else command + option))
     assert_refused(done, "cannot write the log file", "no/run.log")
+
+
+def test_numbers_are_refused_in_plain_words_and_helps_first_line_is_whole() -> None:
+    assert_refused(jigsaw("plan", "wm-3.2b", "--ranks", "x"), "'--ranks': expected a whole number")
+    shown = " ".join(jigsaw("--help").stdout.split())
+    assert "..." not in shown.partition("Commands:")[2]
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jigsaw_forecast", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"jigsaw-forecast {jigsaw_forecast.__version__}\n"
+
+
+def test_a_misspelt_checkpoint_is_guessed_and_each_place_named_once() -> None:
+    done = jigsaw("inspect", "naturerun")
+    assert_refused(done, "did you mean 'nature-run'?")
+    places = done.stderr.partition("in ")[2].partition(";")[0].split(", ")
+    assert len({Path(place).resolve() for place in places}) == len(places)

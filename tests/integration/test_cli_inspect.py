@@ -96,3 +96,14 @@ def test_a_file_that_is_broken_as_a_whole_is_refused(real_data: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
     assert "is empty" in done.stderr
+
+
+def test_times_of_a_field_share_a_line_and_the_file_has_a_verdict(real_data: Path) -> None:
+    path = str(real_data / "mixed" / "multi_param_on_multi_dims.grib")
+    done = inspect(path)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 + 12  # three variables on four levels
+    assert all("(4 times)" in line and " hPa " in line for line in lines[1:])
+    assert "48 maps at 4 times; a forecast can start from 48 of them" in done.stderr
+    assert "geopotential (4 levels)" in done.stderr
+    assert len(json.loads(inspect(path, "--json", "--quiet").stdout)) == 48

@@ -245,6 +245,8 @@ def test_wrong_options_are_refused(
         return _refused(capsys, "data", "convert", source, output, *options)
 
     assert "--interval 'often' is not hours" in convert("--interval", "often")
+    assert "--interval 5 h does not divide a day" in convert("--interval", "5h")
+    assert "no such fields: foo, bar; write" in convert("--fields", "foo,z500,bar")
     assert "--period '2020' is not START/END" in convert("--period", "2020")
     assert "missing times: 0 at intervals" in convert("--period", "1990-01-01/1990-02-01")
     assert "missing z100" in convert("--fields", "z100,2t")

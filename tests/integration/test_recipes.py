@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jigsaw_forecast.data.convert import ConvertRequest, convert
-from jigsaw_forecast.data.convert_input import Selection
+from jigsaw_forecast.data.convert_fields import Selection
 from jigsaw_forecast.data.mock import write_mock_store
 from jigsaw_forecast.data.recompute import StatisticsRequest, compare_statistics
 from jigsaw_forecast.fields import WEATHERBENCH_FIELDS

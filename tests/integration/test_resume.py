@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from jigsaw_forecast.cli.main import main
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast import rolling
+from jigsaw_forecast.forecast import run as run_module
 from jigsaw_forecast.forecast.staging import ProductLock
 from tests.integration import inputs
 
@@ -110,6 +112,14 @@ def test_resume_ends_with_the_files_of_an_undisturbed_run(
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["resumed_from"] == {"2026-06-24T00:00:00": 3}
     (tmp_path / "r.json").unlink()
+    assert products(tmp_path) == undisturbed
+
+
+def test_resume_with_the_outputs_in_another_order_leaves_nothing_beside_them(
+    run: Run, stopped: str, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    outputs = [item for name in reversed(NAMES) for item in ("--output", tmp_path / name)]
+    assert run("--resume", *outputs) == (0, "")
     assert products(tmp_path) == undisturbed
 
 
@@ -275,6 +285,19 @@ def test_a_run_that_would_be_late_stops_and_says_where(run: Run, tmp_path: Path)
     assert run("--resume") == (0, "")
 
 
+def test_a_deadline_counts_the_loading(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, load = time.perf_counter, run_module.load_checkpoint
+
+    def load_slowly(*arguments: object) -> object:
+        monkeypatch.setattr(time, "perf_counter", lambda: clock() + 2e6)
+        return load(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_module, "load_checkpoint", load_slowly)
+    code, message = run("--deadline", "1000000")
+    assert code == 3
+    assert "stopped after lead time 6 h: " in message
+
+
 def test_implausible_fields_are_reported_by_lead_time(
     run: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -317,10 +340,35 @@ def test_somebody_elses_file_in_the_place_of_the_record_is_kept(run: Run, tmp_pa
 
 def test_the_input_is_never_the_output(run: Run, tmp_path: Path) -> None:
     inputs.write_store(tmp_path / "in.zarr", inputs.maps(FIELDS, 12, 24))
-    code, message = run("--input", tmp_path / "in.zarr", "--output", tmp_path / "in.zarr",
-                        "--overwrite")  # fmt: skip
+    before = content(tmp_path)
+    template = f"{tmp_path}/{{init:in}}.zarr"
+    for spec, output, says in (
+        (tmp_path / "in.zarr", tmp_path / "in.zarr", "in.zarr is the input"),
+        (template, template, "in.zarr is the input"),
+        (tmp_path / "in.zarr", tmp_path / "in.zarr" / "out.nc", "out.nc lies in the input"),
+    ):
+        code, message = run("--input", spec, "--output", output, "--overwrite")
+        assert code == 2
+        assert says in message
+    assert content(tmp_path) == before
+
+
+def test_a_link_to_itself_is_refused_as_input_and_output(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "loop.nc").symlink_to("loop.nc")
+    code, message = run("--input", tmp_path / "loop.nc")
+    assert (code, "cannot read" in message) == (2, True)
+    code, message = run("--output", tmp_path / "loop.nc")
+    assert (code, message.count("error: ")) == (2, 1)
+
+
+def test_an_output_that_holds_the_input_is_refused(run: Run, tmp_path: Path) -> None:
+    assert run("--output", tmp_path / "f.zarr") == (0, "")
+    inputs.write_store(tmp_path / "f.zarr" / "analysis", inputs.maps(FIELDS, 12, 24))
+    code, message = run("--input", tmp_path / "f.zarr" / "analysis", "--output",
+                        tmp_path / "f.zarr", "--overwrite")  # fmt: skip
     assert code == 2
-    assert "in.zarr is the input" in message
+    assert "f.zarr holds the input" in message
+    assert (tmp_path / "f.zarr" / "analysis").exists()
 
 
 def test_a_template_may_not_leave_its_folder(run: Run, tmp_path: Path) -> None:

@@ -128,6 +128,18 @@ def test_members_of_one_file_get_a_dim_and_member_keys(
     assert {member for member, *_ in read_keys(tmp_path / "01.grib2", *keys)} == {1}
 
 
+def test_grib_members_of_an_ensemble_of_another_size_are_not_gone_on_with(
+    run: Callable[..., tuple[int, str]], three_members: Path, tmp_path: Path
+) -> None:
+    where = ("--init", INITS[0], "--input", three_members, "--lead-time", "6h")
+    outputs = [f"--output={tmp_path / '{member}'}{kind}" for kind in (".grib2", ".zarr")]
+    assert run(*where, *outputs, "--members", "1") == (0, "")
+    code, message = run(*where, *outputs, "--members", "2", "--resume")
+    assert code == 2
+    assert "ensemble size" in message
+    assert "0.zarr" not in message
+
+
 def test_a_member_is_the_forecast_from_its_own_file(
     run: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:

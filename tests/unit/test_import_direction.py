@@ -13,6 +13,7 @@ ROOT = Path(jigsaw_forecast.__file__).parent
 
 # from the top down; those in one row may not import each other either
 ROWS = (
+    ("__main__",),
     ("cli",),
     ("train",),
     ("forecast",),

@@ -124,6 +124,22 @@ def test_progress_writes_a_line_with_the_time_left_when_the_period_is_over(
     assert lines[-1] == "rollout: 10 of 40 steps in 1:00 min"
 
 
+def test_time_left_does_not_take_the_first_piece_for_all_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock_s = [0.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: clock_s[0])
+    log.configure()
+    with log.Progress("rollout", 40) as progress:
+        for seconds in (60.0, 10.0, 10.0):
+            clock_s[0] += seconds
+            progress.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "rollout: 1 of 40 steps"
+    assert lines[1] == "rollout: 2 of 40 steps, 6:20 min left"
+    assert lines[2] == "rollout: 3 of 40 steps, 6:10 min left"
+
+
 def test_progress_that_fails_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure()
     with contextlib.suppress(ZeroDivisionError), log.Progress("rollout", 40) as progress:

@@ -110,3 +110,8 @@ def test_a_written_recipe_reads_back_equal(tmp_path: Path) -> None:
 def test_toml_of_nested_tables_is_as_written_by_hand() -> None:
     tree = {"a": 1, "b": {"c": [1.5, 2.0], "d": {"e": True}}, "f": [{"g": "x"}]}
     assert to_toml(tree) == ('a = 1\n\n[b]\nc = [1.5, 2.0]\n\n[b.d]\ne = true\n\n[[f]]\ng = "x"\n')
+
+
+def test_a_key_given_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"given twice: .*at line 2, column 9\): seed = 4"):
+        load_recipe(_write(tmp_path, "seed = 3\nseed = 4\n"), _Recipe)

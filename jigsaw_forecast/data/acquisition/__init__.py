@@ -6,12 +6,18 @@ deadline, and lands in the cache whole and checked or not at all.
 
 from jigsaw_forecast.data.acquisition.latest import needs_latest, resolve_latest
 from jigsaw_forecast.data.acquisition.request import InputRequest
-from jigsaw_forecast.data.acquisition.resolve import InputFile, ResolvedInput, resolve_input
+from jigsaw_forecast.data.acquisition.resolve import (
+    InputFile,
+    ResolvedInput,
+    local_paths,
+    resolve_input,
+)
 
 __all__ = [
     "InputFile",
     "InputRequest",
     "ResolvedInput",
+    "local_paths",
     "needs_latest",
     "resolve_input",
     "resolve_latest",

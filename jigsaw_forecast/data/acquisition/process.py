@@ -14,6 +14,7 @@ from typing import Any
 
 from jigsaw_forecast.data.acquisition.spec import DEADLINE_VARIABLE, FetchLimits
 from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.parallel.launch import module_arguments
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def run_child(task: Mapping[str, Any], limits: FetchLimits, folder: Path) -> dic
     }
     with (folder / "log.txt").open("w+", errors="replace") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jigsaw_forecast.data.fetch"],
+            [sys.executable, *module_arguments("jigsaw_forecast.data.fetch")],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -94,8 +95,8 @@ def _describe_end(is_done: bool, code: int, deadline_s: float, last: list[str]) 
     if is_done:
         return f"the fetching process ended with code {code}: {' | '.join(last)}"
     return (
-        f"not done within the deadline of {deadline_s:g} s{said}; add deadline=SECONDS to --input "
-        f"or set {DEADLINE_VARIABLE} to allow more"
+        f"not done within the deadline of {deadline_s:g} s{said}; set {DEADLINE_VARIABLE} or, but "
+        "for a URL, add deadline=SECONDS to --input to allow more"
     )
 
 

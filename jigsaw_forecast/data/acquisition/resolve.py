@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from jigsaw_forecast.data.acquisition.cache import Cache, CachedFile, cache_fold
 from jigsaw_forecast.data.acquisition.process import run_child
 from jigsaw_forecast.data.acquisition.request import InputRequest
 from jigsaw_forecast.data.acquisition.spec import (
+    URL,
     RemoteSpec,
     fill_template,
     is_template,
@@ -114,11 +116,12 @@ def resolve_input(request: InputRequest) -> ResolvedInput:
         if not request.default.exists():
             raise DataError(
                 f"checkpoint {request.default.parent} has no initial conditions of its own: "
-                "missing --input"
+                f"missing --input, such as the {request.default.name} of a checkpoint that was "
+                "trained on the same weather, or an analysis in GRIB, netCDF or zarr"
             )
         spec = str(request.default)
     files: dict[Key, InputFile] = {}
-    fetched: dict[str, CachedFile] = {}
+    fetched: dict[tuple[str, np.datetime64], CachedFile] = {}
     problems: dict[str, None] = {}
     for init_time in request.init_times:
         for member in request.members or (None,):
@@ -131,10 +134,13 @@ def resolve_input(request: InputRequest) -> ResolvedInput:
                     found = _local(parsed, spec)
                 else:
                     shared = () if is_own_file else tuple(request.members)
-                    where = f"{text} {start}"
-                    if where not in fetched:
-                        fetched[where] = _fetch(parsed, request, start, shared)
-                    cached = fetched[where]
+                    cached = fetched.get((text, start))
+                    if cached is None and parsed.source == URL:
+                        same = [file for (other, _), file in fetched.items() if other == text]
+                        cached = _find_holder(same, start)
+                    if cached is None:
+                        cached = _fetch(parsed, request, start, shared)
+                    fetched[text, start] = cached
                     found = InputFile(cached.path, None, cached.origin, cached.sha256)
             except DataError as fault:
                 problems[str(fault)] = None
@@ -146,11 +152,33 @@ def resolve_input(request: InputRequest) -> ResolvedInput:
     return ResolvedInput(spec, files)
 
 
+def local_paths(
+    spec: str, init_times: Sequence[np.datetime64], members: Sequence[int]
+) -> list[Path]:
+    """The files and stores of this machine that a spec names, whether they are there or not."""
+    found: dict[Path, None] = {}
+    for init_time in init_times:
+        for member in members or (None,):
+            with suppress(DataError):  # `resolve_input` tells of it
+                parsed = parse_spec(fill_template(spec, init_time, member))
+                if isinstance(parsed, Path):
+                    found[parsed] = None
+    return list(found)
+
+
 def _local(path: Path, spec: str) -> InputFile:
     if not path.exists():
         named = f" (from the template {spec})" if is_template(spec) else ""
         raise DataError(f"cannot read {path}: no such file{named}")
     return InputFile(path, None, str(path))
+
+
+def _find_holder(files: Sequence[CachedFile], init_time: np.datetime64) -> CachedFile | None:
+    """The first of the files that holds an initial time: a URL may be that of many times."""
+    for file in files:
+        if init_time in open_source(file.path).valid_times():
+            return file
+    return None
 
 
 def _fetch(
@@ -164,7 +192,9 @@ def _fetch(
     task = make_task(spec, request, init_time, members)
     cache = Cache(cache_folder())
     key = key_of(task, local_name(task, init_time))
-    title = f"--input {spec.text}: nothing for {init_time.astype('datetime64[m]')}"
+    title = (
+        f"--input {spec.text.removesuffix(':')}: nothing for {init_time.astype('datetime64[m]')}"
+    )
     called_s = time.time()
     if not spec.limits.is_refreshed and (found := cache.find(key)):
         _log.info("input from the cache: %s (%s)", found.path, found.origin)
@@ -212,8 +242,7 @@ def _check_fetched(target: Path, init_time: np.datetime64, task: Task) -> None:
         source = open_source(target)
     except DataError as fault:
         raise DataError(str(fault).replace(str(target), "what was fetched")) from None
-    if task["kind"] == "url":
-        return  # a file of any times: the plan of the initial state looks for its own
+    # a URL or an archive may give other times too: the plan of the initial state takes its own
     wrong = [
         r for r in source.records() if r.valid_time != init_time and not np.isnat(r.valid_time)
     ]
@@ -228,5 +257,5 @@ def _check_fetched(target: Path, init_time: np.datetime64, task: Task) -> None:
             raise DataError(
                 f"what was fetched is of another time, expected "
                 f"{init_time.astype('datetime64[m]')}: {'; '.join(found[:_NUM_SHOWN])}{more}; "
-                "the source is stale or its index is wrong"
+                f"the source is stale{'' if task['kind'] == URL else ' or its index is wrong'}"
             )

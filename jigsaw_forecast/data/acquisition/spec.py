@@ -23,6 +23,7 @@ DEFAULT_STALL_S = 60.0
 DEFAULT_BACKOFF_S = 1.0
 DEADLINE_VARIABLE = "JIGSAW_FETCH_DEADLINE"  # seconds, where the spec gives no deadline
 _LIMITS = ("deadline", "attempts", "stall", "backoff", "refresh")
+_LAST_LIMIT = re.compile(rf"(.*),\s*({'|'.join(_LIMITS)})=([^,&]*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def parse_spec(text: str) -> RemoteSpec | Path:
         DataError: The source is unknown, or an option is wrong; all that is wrong is listed.
     """
     if text.startswith(("http://", "https://")):
-        return RemoteSpec(URL, (text,), {}, _limits({}, text), text)
+        return _url_spec(text, text)
     match = _SCHEME.fullmatch(text)
     if match is None or Path(text).exists():
         return Path(text).expanduser()
@@ -112,7 +113,7 @@ def parse_spec(text: str) -> RemoteSpec | Path:
             f"one of {', '.join(f'{name}:' for name in SOURCES)}"
         )
     if source == URL:
-        return RemoteSpec(URL, (rest,), {}, _limits({}, text), text)
+        return _url_spec(rest, text)
     arguments: list[str] = []
     options: dict[str, str] = {}
     problems = []
@@ -133,6 +134,21 @@ def parse_spec(text: str) -> RemoteSpec | Path:
     limits = _limits(options, text)
     kept = {key: value for key, value in options.items() if key not in _LIMITS}
     return RemoteSpec(source, tuple(arguments), kept, limits, text)
+
+
+def _url_spec(url: str, text: str) -> RemoteSpec:
+    """A URL and the limits after it; any other comma or `=` belongs to the URL.
+
+    Raises:
+        DataError: A limit is wrong or given twice.
+    """
+    options: dict[str, str] = {}
+    while match := _LAST_LIMIT.fullmatch(url):
+        url, key = match[1], match[2]
+        if key in options:
+            raise DataError(f"--input {text}: {key} is given twice")
+        options[key] = match[3].strip()
+    return RemoteSpec(URL, (url.strip(),), {}, _limits(options, text), text)
 
 
 def _limits(options: Mapping[str, str], text: str) -> FetchLimits:

@@ -127,7 +127,8 @@ def _open_data_task(
 def _url_task(
     spec: RemoteSpec, request: InputRequest, init_time: np.datetime64, members: Sequence[int]
 ) -> Task:
-    return {"kind": URL, "url": spec.arguments[0]}
+    # what lies under one URL changes from day to day: each initial time has its own copy
+    return {"kind": URL, "url": spec.arguments[0], "init": str(init_time.astype("datetime64[s]"))}
 
 
 def _mars_task(
@@ -262,5 +263,6 @@ def local_name(task: Task, init_time: np.datetime64) -> str:
     stamp = init_time.astype("datetime64[m]").item()
     if task["kind"] == URL:
         stem = Path(task["url"].partition("?")[0]).name
-        return "url-" + "".join(c if c.isalnum() or c in "-_" else "-" for c in stem)[:60]
+        readable = "".join(c if c.isalnum() or c in "-_" else "-" for c in stem)[:60]
+        return f"url-{readable}-{stamp:%Y%m%dT%H}"
     return f"{name}-{stamp:%Y%m%dT%H}"

@@ -200,6 +200,8 @@ class StatusError(FetchError):
 
 def _check_length(response: requests.Response, num_bytes: int) -> None:
     claimed = response.headers.get("Content-Length", "")
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        num_bytes = response.raw.tell()  # the length is that of what a server compresses unasked
     if claimed.isdigit() and int(claimed) != num_bytes:
         raise TransientError(f"the transfer was cut: {num_bytes} of {claimed} bytes came")
 

@@ -1,6 +1,7 @@
 """Conversion to the training set: what is written, what is taken up again, what is refused."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +12,10 @@ import pytest
 import xarray as xr
 import zarr
 
-from jigsaw_forecast.data import convert_worker
+from jigsaw_forecast.data import convert as convert_module
+from jigsaw_forecast.data import convert_finish, convert_worker
 from jigsaw_forecast.data.convert import ConvertRequest, convert
-from jigsaw_forecast.data.convert_input import Selection
+from jigsaw_forecast.data.convert_fields import Selection
 from jigsaw_forecast.data.mock import mock_fields, write_mock_store
 from jigsaw_forecast.data.recompute import StatisticsRequest, compare_statistics
 from jigsaw_forecast.data.shards import ShardBuffer
@@ -312,6 +314,93 @@ def test_a_conversion_that_was_stopped_goes_on_to_the_same_result(
         assert (output / name).read_bytes() == (converted / name).read_bytes()
     assert TrainingStore(output).digest == TrainingStore(converted).digest
     assert not list(output.rglob("*.partial"))
+
+
+class _Stopping:
+    """A module whose functions are killed before a step that is named, or half through it."""
+
+    def __init__(self, module: object, last: str) -> None:
+        self._module, self._last = module, last
+
+    def __getattr__(self, name: str) -> object:
+        function = getattr(self._module, name)
+        if name not in ("sync", "rename", "rmtree", "unlink"):
+            return function
+
+        def step(*arguments: object, **options: object) -> None:
+            if f"{name} {' '.join(Path(str(path)).name for path in arguments)}" == self._last:
+                if name == "rmtree":  # what a reader looks for goes first
+                    (Path(str(arguments[0])) / "zarr.json").unlink(missing_ok=True)
+                raise KeyboardInterrupt
+            function(*arguments, **options)
+
+        return step
+
+
+def test_a_conversion_stopped_at_any_step_of_its_end_goes_on_and_converts_nothing(
+    source: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "set.zarr"
+    small = _request(source, output, period=Period.parse("2020-01-01/2020-01-01"))
+    request = replace(small, overwrite=True, num_bands=2)
+    bands = {convert(small).layout.num_bands}
+    for last, is_there, is_new in (
+        ("sync ", True, False),
+        ("rename set.zarr .set.zarr.replaced", True, False),
+        ("rename set.zarr.partial set.zarr", False, False),
+        ("rmtree .set.zarr.replaced", True, True),
+        ("rmtree progress", True, True),
+        ("unlink plan.json", True, True),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            if last != "sync ":
+                patch.setattr(ShardBuffer, "write", None)  # no shard is converted again
+            patch.setattr(convert_finish, "os", _Stopping(os, last))
+            patch.setattr(convert_finish, "shutil", _Stopping(shutil, last))
+            with pytest.raises(KeyboardInterrupt):
+                convert(request)
+        if is_there:  # whole, the old one or the new one
+            header = TrainingStore(open_store(output, FIELDS).path).header
+            assert header.layout.num_bands in ({2} if is_new else bands), last
+        else:
+            with pytest.raises(DataError, match="is converted and not yet finished; run the same"):
+                open_store(output, FIELDS)
+    header = convert(request)
+    assert header == TrainingStore(output, FIELDS).header
+    assert [path.name for path in tmp_path.iterdir()] == ["set.zarr"]
+    assert not {"plan.json", "progress"} & {path.name for path in output.iterdir()}
+
+
+def test_a_set_that_another_process_finishes_meanwhile_is_not_made_again(
+    source: Path, tmp_path: Path
+) -> None:
+    request = _request(source, tmp_path / "set.zarr")
+    lock = convert_module._locked
+
+    def lock_late(partial: Path, plan: dict[str, object]) -> object:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(convert_module, "_locked", lock)
+            convert(request)
+        return lock(partial, plan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert_module, "_locked", lock_late)
+        header = convert(request)
+    assert header == TrainingStore(request.output).header
+    assert [path.name for path in tmp_path.iterdir()] == ["set.zarr"]
+
+
+def test_a_plan_that_was_never_written_whole_is_written_again(source: Path, tmp_path: Path) -> None:
+    request = _request(source, tmp_path / "set.zarr")
+    _convert_until(request, 1, is_written=False)
+    plan = tmp_path / "set.zarr.partial" / "plan.json"
+    text = plan.read_text()
+    plan.write_text(text[:20])
+    _convert_until(request, 3, is_written=True)
+    assert plan.read_text() == text
+    plan.write_text(text[:20])
+    with pytest.raises(OutputError, match=r"whose plan\.json is damaged; delete the folder"):
+        convert(request)
 
 
 def test_a_stopped_conversion_takes_no_other_plan(source: Path, tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from jigsaw_forecast.data.fetch.messages import fetch_ranges, fetch_whole
 from jigsaw_forecast.data.fetch.open_data import Cycles, fetch_cycle, find_latest
 from jigsaw_forecast.fields import Field
 from tests.integration import inputs
-from tests.integration.open_data_server import Server, serving
+from tests.integration.open_data_server import Server, make_cycle, serving
 
 WANTED = wanted_messages(inputs.CONFIG.prognostic_fields)
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
+    make_cycle("2026062400", 0, set())  # eccodes' first would count as the server's silence
     with serving() as running:
         yield running
 
@@ -134,12 +135,14 @@ def test_neighbours_travel_together_and_gaps_do_not(server: Server) -> None:
     assert server.num_gets("grib2") == 2
 
 
-def test_a_whole_file_is_fetched_again_from_its_start(server: Server) -> None:
-    server.faults["grib2"] = ["truncate"]
+@pytest.mark.parametrize("fault", ["truncate", "gzip", "gzip-truncate"])
+def test_a_whole_file_is_fetched_again_from_its_start(server: Server, fault: str) -> None:
+    server.faults["grib2"] = [fault]
     target = io.BytesIO()
     url = Cycles((), "ifs", "0p25", "oper").file(server.url, stamp()) + ".grib2"
     fetch_whole(Client(limits()), url, target)
     assert target.getvalue() == server.cycle("2026062400")[1]
+    assert server.num_gets("grib2") == (1 if fault == "gzip" else 2)
 
 
 def test_latest_is_the_newest_cycle_that_is_complete(server: Server) -> None:

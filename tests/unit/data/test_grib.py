@@ -202,6 +202,7 @@ def test_only_the_fields_asked_for_are_read(tmp_path: Path) -> None:
         (b"BZh91AY" + bytes(50), "is compressed with bzip2; unpack it first"),
         (b"BUFR" + bytes(50), "is BUFR: observations, no fields"),
         (b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer"),
+        (b"# Notes on GRIB files\n", "neither GRIB, netCDF nor zarr"),
         (b"GRIC" + message(temperature_map())[4:], "neither GRIB"),
     ],
 )
@@ -229,6 +230,17 @@ def test_damaged_packing_is_refused_by_message(tmp_path: Path) -> None:
         list(source.read(source.records()))
 
 
+def test_eccodes_itself_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its lines on stderr would stand before the one message of the command."""
+    data = message(temperature_map(), packingType="grid_ieee")
+    GribSource(write(tmp_path / "a", data))
+    handle = eccodes.codes_new_from_message(data)
+    with pytest.raises(eccodes.CodesInternalError):
+        eccodes.codes_get_values(handle, ktype=np.float32)
+    eccodes.codes_release(handle)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_flipped_bit_is_refused_or_gives_a_field(tmp_path: Path) -> None:
     """Whatever the bit, reading ends with values or with a DataError, never in another way."""
     whole = message(temperature_map(), edition=1)
@@ -244,3 +256,20 @@ def test_a_flipped_bit_is_refused_or_gives_a_field(tmp_path: Path) -> None:
         except DataError:
             num_refused += 1
     assert 0 < num_refused < 150
+
+
+def test_a_level_below_zero_has_its_sign(tmp_path: Path) -> None:
+    surface = {
+        "typeOfFirstFixedSurface": 109,  # potential vorticity
+        "scaleFactorOfFirstFixedSurface": 9,
+        "scaledValueOfFirstFixedSurface": (1 << 31) + 2000,
+    }
+    (record,) = GribSource(write(tmp_path / "a", message(temperature_map(), **surface))).records()
+    assert record.level_type == "potentialVorticity"
+    assert record.level == -2000
+
+
+def test_an_unknown_parameter_is_told_by_its_numbers(tmp_path: Path) -> None:
+    code = {"parameterCategory": 1, "parameterNumber": 219}
+    (record,) = GribSource(write(tmp_path / "a", message(temperature_map(), **code))).records()
+    assert "discipline 0, parameterCategory 1, parameterNumber 219" in record.why

@@ -80,6 +80,31 @@ def test_whole_messages_of_every_packing_are_let_through(packing: str, kind: str
     assert why_not_unpackable(whole) == ""
 
 
+@pytest.mark.parametrize("edition", [1, 2])
+@pytest.mark.parametrize("packing", [*PACKINGS, "grid_simple_log_preprocessing"])
+@pytest.mark.parametrize("has_bitmap", [False, True])
+def test_every_packing_is_read_as_eccodes_reads_it_in_double_precision(
+    packing: str, has_bitmap: bool, edition: int, tmp_path: Path
+) -> None:
+    """Some packings eccodes reads to double precision only, one of them wrong to single."""
+    try:
+        whole = message(packing, has_bitmap=has_bitmap, edition=edition)
+    except eccodes.CodesInternalError:
+        pytest.skip(f"this eccodes does not pack {packing} in edition {edition}")
+    handle = eccodes.codes_new_from_message(whole)
+    eccodes.codes_set(handle, "missingValue", -1e34)
+    expected = eccodes.codes_get_values(handle).reshape(ROWS, COLUMNS)
+    eccodes.codes_release(handle)
+    (tmp_path / "a.grib").write_bytes(whole)
+    source = GribSource(tmp_path / "a.grib")
+    (values,) = source.read(source.records())
+    assert values.dtype == np.float32
+    assert np.isnan(values).sum() == (5 if has_bitmap else 0)
+    np.testing.assert_allclose(
+        values, np.where(expected == -1e34, np.nan, expected), rtol=2e-7, equal_nan=True
+    )
+
+
 @pytest.mark.parametrize("has_bitmap", [False, True])
 def test_whole_messages_of_edition_1_are_let_through(has_bitmap: bool) -> None:
     assert why_not_unpackable(message("grid_simple", has_bitmap=has_bitmap, edition=1)) == ""
@@ -182,3 +207,29 @@ def test_data_that_are_cut_short_are_named() -> None:
     damaged = bytearray(message("grid_simple"))
     damaged[section(damaged, 5) + 19] = 24  # bits a value, where the data hold 16
     assert "a data section of" in why_not_unpackable(bytes(damaged))
+
+
+@pytest.mark.parametrize("packing", ["grid_simple", "grid_jpeg"])
+def test_a_bitmap_of_another_number_of_points_is_named(packing: str) -> None:
+    if packing not in packings():
+        pytest.skip(f"this eccodes does not pack {packing}")
+    damaged = bytearray(message(packing, has_bitmap=True))
+    damaged[section(damaged, 6) + 6] ^= 0b1000  # one point less
+    there = ROWS * COLUMNS - 5
+    assert why_not_unpackable(bytes(damaged)) == (
+        f"{there} values where the bitmap has {there - 1} points"
+    )
+
+
+@pytest.mark.skipif("grid_jpeg" not in packings(), reason="this eccodes does not pack grid_jpeg")
+@pytest.mark.parametrize(
+    ("octet", "value", "told"),
+    [
+        (1, 0, "no JPEG 2000 picture"),
+        (11, 90, "a JPEG 2000 picture of 90 x"),  # width, last octet
+    ],
+)
+def test_a_jpeg_picture_of_another_size_is_named(octet: int, value: int, told: str) -> None:
+    damaged = bytearray(message("grid_jpeg"))
+    damaged[section(damaged, 7) + 5 + octet] = value
+    assert told in why_not_unpackable(bytes(damaged))

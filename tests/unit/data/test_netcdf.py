@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import cfgrib
+import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
 
+from jigsaw_forecast.data.classic_netcdf import why_not_whole
 from jigsaw_forecast.data.initial_state import plan_initial_state
 from jigsaw_forecast.data.source import open_source
 from jigsaw_forecast.errors import DataError
@@ -152,7 +154,7 @@ def test_members_are_chosen_by_number(tmp_path: Path) -> None:
     data = dataset(values, ("number", "latitude", "longitude"), number=("number", [0, 7]))
     path = saved(tmp_path, data)
     np.testing.assert_array_equal(read(path, member=7), temperature_map() + 5)
-    with pytest.raises(DataError, match="ensemble members 0, 7, choose one"):
+    with pytest.raises(DataError, match="ensemble members 0, 7; give --members N"):
         read(path)
 
 
@@ -184,6 +186,24 @@ def test_another_calendar_is_refused_by_name(tmp_path: Path) -> None:
         read(saved(tmp_path, data))
 
 
+def test_a_file_of_groups_says_which_there_are(tmp_path: Path) -> None:
+    dataset(temperature_map()).to_netcdf(tmp_path / "a.nc", group="analysis")
+    with pytest.raises(DataError, match=r"only groups: analysis; make a file"):
+        open_source(tmp_path / "a.nc")
+
+
+def test_an_axis_without_coordinate_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="missing coordinate latitude"):
+        read(saved(tmp_path, dataset(temperature_map(), latitude=None)))
+
+
+def test_a_time_that_is_there_twice_with_other_values_is_refused_by_time(tmp_path: Path) -> None:
+    values = np.stack([temperature_map(), temperature_map() + 9])
+    data = dataset(values, ("time", "latitude", "longitude"), time=("time", [TIME, TIME]))
+    with pytest.raises(DataError, match="array t has the time 2026-06-24T00:00 twice; remove one"):
+        read(saved(tmp_path, data))
+
+
 def test_a_list_of_points_is_refused_as_unstructured(tmp_path: Path) -> None:
     data = dataset(
         temperature_map().ravel(),
@@ -202,6 +222,48 @@ def test_a_truncated_file_is_refused(tmp_path: Path, file_format: str) -> None:
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(DataError, match=r"state\.nc"):
         read(path)
+
+
+FORMATS = ("NETCDF3_CLASSIC", "NETCDF3_64BIT_OFFSET", "NETCDF3_64BIT_DATA")
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("record_dims", [(), ("x",), ("x", "y")])
+def test_a_classic_file_is_whole_by_its_header(
+    tmp_path: Path, file_format: str, record_dims: tuple[str, ...]
+) -> None:
+    """The library reads zeros where a classic file has been cut off."""
+    path = tmp_path / "a.nc"
+    with netCDF4.Dataset(path, "w", format=file_format) as data:
+        data.title = "odd"
+        data.createDimension("time", None)
+        data.createDimension("x", 5)
+        data.createDimension("y", 3)
+        data.createVariable("fixed", "f8", ("y", "x"))[:] = 1.0
+        data["fixed"].units = "K"
+        for dim in record_dims:  # one array of records is not padded, two are
+            data.createVariable(f"of_{dim}", "i2", ("time", dim))[:3] = np.full((3, 5), 7)[
+                :, : data.dimensions[dim].size
+            ]
+    whole = path.read_bytes()
+    assert why_not_whole(path) == ""
+    filling = 2 if len(record_dims) == 2 else 0  # after 3 values of 2 bytes
+    path.write_bytes(whole[: len(whole) - filling])
+    assert why_not_whole(path) == ""
+    path.write_bytes(whole[: len(whole) - filling - 1])
+    assert why_not_whole(path).startswith("truncated")
+    path.write_bytes(whole[:60])
+    assert why_not_whole(path).startswith("truncated")
+
+
+def test_wind_that_was_cut_off_is_refused_although_it_reads_as_calm(tmp_path: Path) -> None:
+    path = tmp_path / "wind.nc"
+    wind = xr.DataArray(np.full((8, 16), 9.0), dims=("latitude", "longitude"))
+    coords = {"latitude": LATITUDES, "longitude": LONGITUDES, "time": TIME}
+    xr.Dataset({"u10": wind}, coords).to_netcdf(path, format="NETCDF3_CLASSIC")
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(DataError, match=r"wind\.nc is truncated: its header tells of"):
+        open_source(path)
 
 
 def test_only_the_selected_time_is_read(tmp_path: Path) -> None:

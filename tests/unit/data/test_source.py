@@ -232,9 +232,34 @@ def test_members_must_be_chosen(tmp_path: Path) -> None:
             for number in range(3)
         ],
     )
-    assert "ensemble members 0 to 2, choose one" in refusal(path, T500)
+    assert "ensemble members 0 to 2; give --members N" in refusal(path, T500)
     np.testing.assert_allclose(read(path, T500, member=2)[0], temperature_map() + 2, atol=STEP)
     assert "missing t500" in refusal(path, T500, member=5)
+
+
+def of_member(number: int, **keys: object) -> bytes:
+    keys = {"productDefinitionTemplateNumber": 1, "perturbationNumber": number, **keys}
+    return message(temperature_map() + number, **keys)
+
+
+def test_a_member_starts_from_its_own_fields_where_an_analysis_lies_beside_them(
+    tmp_path: Path,
+) -> None:
+    analysis = message(temperature_map() + 9)
+    numbered = [of_member(number, level=level) for number in (0, 1) for level in (500, 850)]
+    path = write(tmp_path / "a", analysis, *numbered)
+    for member in (0, 1):
+        values = read(path, T500, T850, member=member)
+        np.testing.assert_allclose(values, [temperature_map() + member] * 2, atol=STEP)
+
+
+def test_a_member_of_which_a_field_is_an_analysis_is_refused(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a", message(temperature_map()), of_member(0, level=850), of_member(1, level=850)
+    )
+    assert "missing t500 of member 1: the file holds them without a member" in refusal(
+        path, T500, T850, member=1
+    )
 
 
 @pytest.mark.parametrize("name", ["nothing", "folder/nothing.grib"])

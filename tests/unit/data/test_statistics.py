@@ -1,11 +1,15 @@
 """Statistics of a training set against numpy on the whole and hand calculation."""
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
+import zarr
 
+from jigsaw_forecast.data import recompute
 from jigsaw_forecast.data.field_moments import PointMoments
 from jigsaw_forecast.data.mock import mock_fields, write_mock_store
 from jigsaw_forecast.data.recompute import StatisticsRequest, compare_statistics
@@ -18,7 +22,9 @@ from jigsaw_forecast.data.statistics import (
     row_weights,
     save_statistics,
 )
-from jigsaw_forecast.errors import DataError
+from jigsaw_forecast.data.store import Period
+from jigsaw_forecast.data.weather_store import WeatherStore
+from jigsaw_forecast.errors import DataError, StoppedError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.parallel.mesh import single_rank_mesh
@@ -115,6 +121,39 @@ def test_a_field_that_never_varies_is_named() -> None:
         _built([values])
 
 
+def test_a_field_that_varies_by_rounding_only_is_named() -> None:
+    statistics = _built([_values()])
+    faint = replace(statistics, std=np.array([900.0, 3e-6], np.float32))
+    with pytest.raises(DataError, match=r"never vary.*: b$"):
+        faint.check("abc")
+
+
+def test_a_file_with_a_field_that_never_varies_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "statistics.safetensors"
+    for name in ("std", "tendency_std"):
+        found = _built([_values()])
+        getattr(found, name)[0] = 0.0
+        found.diagnostic_std[0] = np.nan
+        save_statistics(path, found, ORIGIN)
+        with pytest.raises(DataError, match=r"statistics.safetensors: .*never vary.*: a, c"):
+            load_statistics(path, ORIGIN)
+
+
+def test_no_file_is_made_of_a_field_that_never_varies(tmp_path: Path) -> None:
+    fields = (Field("geopotential", 500), Field("2m_temperature"))
+    times = np.datetime64("2020-01-01T00", "h") + np.arange(8) * np.timedelta64(6, "h")
+    write_mock_store(tmp_path / "mock.zarr", fields, Grid.parse("8x5"), times)
+    warmth = zarr.open_array(tmp_path / "mock.zarr" / "2m_temperature")
+    warmth[...] = 273.15
+    output = tmp_path / "statistics.safetensors"
+    request = StatisticsRequest(tmp_path / "mock.zarr", fields, output=output)
+    with pytest.raises(DataError, match=r"mock.zarr: fields that never vary.*: 2t; leave them out"):
+        compare_statistics(request)
+    with pytest.raises(DataError, match="no two of 8 times are 5 h apart"):
+        compare_statistics(replace(request, step_hours=5))
+    assert not output.exists()
+
+
 def test_statistics_pass_through_their_arrays() -> None:
     found = _built([_values()])
     again = Statistics.from_arrays(found.to_arrays())
@@ -185,3 +224,49 @@ def test_statistics_from_any_number_of_workers_are_those_of_training(tmp_path: P
     expected = builder.finish(MESH, StatisticsLayout(("z500", "2t", "tp"), 2, 4, *everything))
     for name, array in expected.to_arrays().items():
         np.testing.assert_allclose(found.to_arrays()[name], array, rtol=1e-5)
+
+
+@pytest.fixture
+def long_chunks(tmp_path: Path) -> Path:
+    """A store whose chunks hold eight times."""
+    times = np.datetime64("2020-01-01T00", "h") + np.arange(20) * np.timedelta64(6, "h")
+    write_mock_store(tmp_path / "mock.zarr", (Field("2m_temperature"),), Grid.parse("8x5"), times)
+    data = xr.open_zarr(tmp_path / "mock.zarr", chunks=None, consolidated=False).load()
+    data.drop_encoding().to_zarr(
+        tmp_path / "long.zarr",
+        encoding={"2m_temperature": {"chunks": (8, 5, 8)}},
+        zarr_format=3,
+        consolidated=False,
+    )
+    return tmp_path / "long.zarr"
+
+
+@pytest.mark.parametrize(("read_bytes", "expected"), [(1 << 20, [4, 8, 1]), (512, [4, 4, 4, 1])])
+def test_times_of_a_chunk_are_read_together(
+    long_chunks: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int, expected: list[int]
+) -> None:
+    period = Period.parse("2020-01-02/2020-01-05T00")
+    blocks: list[int] = []
+    read = WeatherStore.read
+
+    def read_noted(store: WeatherStore, indices: np.ndarray, *others: object) -> np.ndarray:
+        blocks.append(len(indices))
+        return read(store, indices, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WeatherStore, "read", read_noted)
+    monkeypatch.setattr(recompute, "READ_BYTES", read_bytes)
+    report = compare_statistics(StatisticsRequest(long_chunks, period=period))
+    assert blocks == expected
+    exact = WeatherStore(long_chunks, report.fields)
+    values = exact.read(exact.indices(period), report.fields, slice(0, 4))
+    assert report.maximum == [values.max()]
+
+
+def test_a_worker_stops_where_another_has_failed(
+    long_chunks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = multiprocessing.get_context("spawn").Event()
+    stop.set()
+    monkeypatch.setattr(recompute, "_stop", stop)
+    with pytest.raises(StoppedError, match="stopped between two reads"):
+        compare_statistics(StatisticsRequest(long_chunks))

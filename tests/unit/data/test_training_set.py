@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from jigsaw_forecast.data.convert import ConvertRequest, convert
-from jigsaw_forecast.data.convert_input import Selection
+from jigsaw_forecast.data.convert_fields import Selection
 from jigsaw_forecast.data.forcings import ForcingMaps
 from jigsaw_forecast.data.mock import mock_fields, write_mock_store
 from jigsaw_forecast.data.stores import open_store
@@ -79,7 +79,21 @@ def test_a_period_includes_its_last_day() -> None:
     assert Period.parse("2020-01-01T06/2020-01-02T12").end == np.datetime64("2020-01-02T12")
 
 
-@pytest.mark.parametrize("text", ["2020", "2020-01-02/2020-01-01", "a/b", "/2020-01-01"])
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("1979/2019", "2019-12-31T23:59:59"),
+        ("2020-01/2020-02", "2020-02-29T23:59:59"),
+        ("1979-01-01/2019", "2019-12-31T23:59:59"),
+    ],
+)
+def test_a_period_includes_its_last_year_or_month(text: str, end: str) -> None:
+    assert Period.parse(text).end == np.datetime64(end)
+
+
+@pytest.mark.parametrize(
+    "text", ["2020", "2020-01-02/2020-01-01", "a/b", "/2020-01-01", "20200101/20201231", "1/2/3"]
+)
 def test_a_period_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"START/END|ends before"):
         Period.parse(text)
@@ -126,6 +140,13 @@ def test_missing_fields_and_levels_are_all_listed(store_path: Path) -> None:
 def test_a_store_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such store"):
         WeatherStore(tmp_path / "none.zarr", FIELDS)
+
+
+def test_a_file_is_refused_with_how_to_train_on_it(tmp_path: Path) -> None:
+    path = tmp_path / "weather.nc"
+    path.touch()
+    with pytest.raises(DataError, match=r"is a file.*data convert .*weather\.nc .*weather\.zarr"):
+        WeatherStore(path, FIELDS)
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:

@@ -130,6 +130,13 @@ def test_only_the_chunks_asked_for_are_read(tmp_path: Path) -> None:
     assert plan.source.bytes_read - before == (path / "temperature/c/1/0/0/0").stat().st_size
 
 
+def test_a_store_of_groups_says_which_there_are(tmp_path: Path) -> None:
+    dataset().to_zarr(tmp_path / "a.zarr", group="analysis", zarr_format=3, consolidated=False)
+    with pytest.raises(DataError, match=r"only groups: give one of .*a\.zarr/analysis"):
+        open_source(tmp_path / "a.zarr")
+    assert open_source(tmp_path / "a.zarr" / "analysis").records()
+
+
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no zarr store: missing one of zarr.json"):
         open_source(tmp_path)

@@ -1,6 +1,7 @@
 """Claims about GRIB 2 products, read back by cfgrib and by eccodes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import cfgrib
@@ -135,6 +136,24 @@ def test_archive_keys_are_written_when_given(tmp_path: Path) -> None:
         assert list(found.values())[:6] == ["ecmf", "ml", "0001", "fc", "oper", 7]
 
 
+def test_the_control_is_of_another_archive_type_than_the_members(tmp_path: Path) -> None:
+    keys = {"centre": "ecmf", "class": "ml"}
+    spec = make_spec(
+        fields=FIELDS[:1], lead_times=hours(6), grib_keys=keys, members=(0, 1), num_members=255
+    )
+    for user, types in ({}, ("cf", "pf")), ({"type": "fc"}, ("fc", "fc")):
+        path = tmp_path / f"{types[0]}.grib2"
+        writer = open_writer(path, replace(spec, grib_keys=keys | user), overwrite=False)
+        for member in spec.members:
+            writer.write(make_state(spec, 6), member)
+            writer.mark_done(INIT, spec.lead_times[0], member)
+        writer.finish()
+        found = read_messages(path, "type", "stream", "number", "numberOfForecastsInEnsemble")
+        assert [tuple(message.values()) for message in found] == [
+            (types[member], "enfo", member, 255) for member in (0, 1)
+        ]
+
+
 def test_all_wrong_keys_are_in_one_message(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         open_with_keys(tmp_path, {"nonsense": "1", "class": "ml", "bitsPerValue": "many"})
@@ -150,6 +169,11 @@ def test_unknown_archive_value_is_refused(tmp_path: Path) -> None:
         open_with_keys(tmp_path, {"centre": "ecmf", "class": "zz"})
 
 
+def test_all_wrong_keys_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="centre=atlantis is refused.*; unknown key foo"):
+        open_with_keys(tmp_path, {"centre": "atlantis", "class": "ml", "foo": "bar"})
+
+
 def test_unknown_centre_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="centre=atlantis is refused"):
         open_with_keys(tmp_path, {"centre": "atlantis"})
@@ -158,6 +182,46 @@ def test_unknown_centre_is_refused(tmp_path: Path) -> None:
 def test_key_that_the_forecast_sets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="dataDate=20200101 contradicts the forecast"):
         open_with_keys(tmp_path, {"dataDate": "20200101"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("jPointsAreConsecutive", "1", "makes jPointsAreConsecutive of z500 1 where"),
+        ("gridType", "rotated_ll", "makes gridType of z500 rotated_ll where"),
+        ("resolutionAndComponentFlags", "56", "makes uvRelativeToGrid of z500 1 where"),
+        ("productDefinitionTemplateNumber", "8", "makes stepRange of z500 0-6 where"),
+        ("edition", "1", "makes edition of z500 1 where the forecast has 2"),
+    ],
+)
+def test_key_that_changes_what_the_values_mean_is_refused(
+    tmp_path: Path, key: str, value: str, says: str
+) -> None:
+    spec = make_spec(grib_keys={key: value}, lead_times=hours(6))
+    with pytest.raises(OutputError, match=says):
+        open_writer(tmp_path / "f.grib2", spec, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"bitsPerValue": "99"}, "bitsPerValue=99 packs no"),
+        (
+            {"packingType": "grid_png", "bitsPerValue": "16"},
+            "grid_png with bitsPerValue=16 packs no",
+        ),
+        ({"packingType": "grid_run_length"}, "grid_run_length is unknown; use ccsds, simple"),
+    ],
+)
+def test_packing_that_eccodes_cannot_do_is_refused_at_opening(
+    tmp_path: Path, keys: dict[str, str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = make_spec(grib_keys=keys, lead_times=hours(6))
+    with pytest.raises(OutputError, match=says):
+        open_writer(tmp_path / "f.grib2", spec, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+    assert "ECCODES" not in "".join(capfd.readouterr())
 
 
 def test_nan_is_refused_before_encoding(tmp_path: Path) -> None:

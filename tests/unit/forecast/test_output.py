@@ -3,7 +3,7 @@
 import errno
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -106,8 +106,25 @@ def test_wrong_grib_keys_are_refused_before_anything_is_opened(tmp_path: Path) -
         [f"{tmp_path}/f.zarr", f"{tmp_path}/f.grib2"], [INIT], hours(0, 6), fields=FIELDS
     )
     with pytest.raises(OutputError, match="unknown key nonsense"):
-        check_keys(products, spec)
+        check_keys(products, spec, {})
     assert names(tmp_path) == set()
+
+
+def test_grib_keys_without_a_grib_output_are_refused(tmp_path: Path) -> None:
+    products = resolve_outputs([f"{tmp_path}/f.zarr"], [INIT], hours(6))
+    keys = {"class": "ml", "nonsense": "1"}
+    with pytest.raises(OutputError, match="--grib class=ml,nonsense=1: missing an --output that"):
+        check_keys(products, make_spec(grib_keys=keys), keys)
+    check_keys(products, make_spec(grib_keys=keys), {})  # a checkpoint's own
+
+
+def test_more_members_than_grib_can_number_are_refused(tmp_path: Path) -> None:
+    members = tuple(range(256))
+    spec = make_spec(members=members, num_members=256)
+    for name, reason in (("f.nc", ""), ("{member}.grib2", "at most 255 members, not 256; write")):
+        products = resolve_outputs([f"{tmp_path}/{name}"], [INIT], hours(6), members=members)
+        with pytest.raises(OutputError, match=reason) if reason else nullcontext():
+            check_keys(products, spec, {})
 
 
 def test_product_holds_its_own_times_in_any_unit(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Claims about the picture of a forecast; what is drawn, not its pixels."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -13,6 +15,7 @@ from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.output import OutputSpec, open_writer
 from jigsaw_forecast.grid import Grid
 from jigsaw_forecast.plot.forecast_maps import draw, plot_forecast
+from jigsaw_forecast.plot.origin import UNKNOWN_ORIGIN
 from jigsaw_forecast.plot.panels import default_panels, field_panel
 from jigsaw_forecast.plot.reading import open_maps
 from jigsaw_forecast.state import State
@@ -82,6 +85,42 @@ def test_maps_read_are_those_written(tmp_path: Path, name: str) -> None:
         assert found.latitudes == pytest.approx(GRID.latitudes)
 
 
+@pytest.mark.parametrize("name", ["f.zarr", "f.nc", "f.grib2"])
+def test_one_member_of_an_ensemble_is_drawn(tmp_path: Path, name: str) -> None:
+    lead = np.timedelta64(24, "h")
+    spec = OutputSpec((HEIGHT,), GRID, (INIT,), (lead,), {}, {}, members=(0, 1), num_members=2)
+    writer = open_writer(tmp_path / name, spec, overwrite=False)
+    for member in (0, 1):
+        data = torch.tensor(np.stack([wave(HEIGHT, 24) + 10 * member]))
+        writer.write(State(data, (HEIGHT,), GRID, INIT, lead), member)
+        writer.mark_done(INIT, lead, member)
+    writer.finish()
+    first, second = (open_maps(tmp_path / name, wanted) for wanted in (None, 1))
+    assert (first.member, second.member) == (0, 1)
+    maps = [one.read(HEIGHT, INIT, lead) for one in (first, second)]
+    assert maps[0] is not None
+    assert maps[1] is not None
+    np.testing.assert_allclose(maps[1].values - maps[0].values, 10.0, atol=0.2)
+    assert any(
+        "member 1" in text for text in texts(draw(second, [field_panel(HEIGHT)], INIT, [lead]))
+    )
+    assert plot_forecast(tmp_path / name, tmp_path / "f.png", member=1).exists()
+    with pytest.raises(DataError, match="missing member 7; it has members 0, 1"):
+        open_maps(tmp_path / name, 7)
+
+
+def test_a_store_of_one_initial_time_needs_no_dim_for_it(tmp_path: Path) -> None:
+    with xr.open_zarr(write(tmp_path / "f.zarr", (0, 24), (HEIGHT,))) as data:
+        one = data.isel(time=0).drop_attrs()
+        one["temperature"] = one["geopotential"].expand_dims("experiment")
+        one.to_netcdf(tmp_path / "one.nc")
+    maps = open_maps(tmp_path / "one.nc")
+    assert maps.fields == (HEIGHT,)
+    found = maps.read(HEIGHT, INIT, np.timedelta64(24, "h"))
+    assert found is not None
+    np.testing.assert_allclose(found.values, wave(HEIGHT, 24), rtol=1e-6)
+
+
 def test_absent_precipitation_reads_as_none(tmp_path: Path) -> None:
     maps = open_maps(write(tmp_path / "f.zarr", (0, 24)))
     assert maps.read(RAIN, INIT, np.timedelta64(0, "h")) is None
@@ -92,7 +131,7 @@ def test_rows_are_the_initial_state_and_days_that_exist(tmp_path: Path) -> None:
     leads = [np.timedelta64(hours, "h") for hours in (0, 24, 72)]
     found = texts(draw(maps, default_panels(maps.fields), INIT, leads))
     for words in ("Initial state", "Day 1", "Day 3", "Sat 27 June 2026, 00 UTC"):
-        assert found.count(words) == 2
+        assert found.count(words) == len(default_panels(maps.fields))
     assert "Test, started Wed 24 June 2026, 00 UTC" in found
 
 
@@ -120,8 +159,97 @@ def test_first_row_says_its_lead_time_where_the_initial_state_is_not_written(
     plot_forecast(write(tmp_path / "f.zarr", (6, 24)), tmp_path / "f.png")
     found = texts(figures[0])
     for words in ("+6 h", "Wed 24 June 2026, 06 UTC", "Day 1"):
-        assert found.count(words) == 2
+        assert found.count(words) == len(default_panels(FIELDS))
     assert "Initial state" not in found
+
+
+def write_record(product: Path, notice: str, source: str) -> None:
+    record = {"checkpoint": {"name": "small", "notice": notice}, "run": {"input": source}}
+    product.with_name(f"{product.name}.json").write_text(json.dumps(record))
+
+
+def test_grib_takes_its_title_and_notice_from_the_record_beside_it(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    forecast = write(tmp_path / "f.grib2", (24,))
+    plot_forecast(forecast, tmp_path / "f.png")
+    assert UNKNOWN_ORIGIN in texts(figures[0])
+    write_record(forecast, NOTICE, "small/initial.zarr")
+    plot_forecast(forecast, tmp_path / "f.png")
+    assert NOTICE in texts(figures[1])
+    assert "Forecast by small, started Wed 24 June 2026, 00 UTC" in texts(figures[1])
+    write_record(forecast, "", "small/initial.zarr")
+    plot_forecast(forecast, tmp_path / "f.png")
+    assert UNKNOWN_ORIGIN not in texts(figures[2])
+
+
+def test_notice_is_the_models_where_the_initial_state_is_not(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    forecast = write(tmp_path / "f.grib2", (0,))
+    write_record(forecast, NOTICE, "gfs.grb")
+    plot_forecast(forecast, tmp_path / "f.png")
+    said = " ".join(" ".join(texts(figures[0])).split())
+    assert f"Started from gfs.grb. Of the model: {NOTICE}" in said
+
+
+def test_all_of_a_small_product_is_drawn(tmp_path: Path, figures: list[Figure]) -> None:
+    warm = Field("2m_temperature")
+    plot_forecast(write(tmp_path / "f.nc", (6, 12), (warm, PRESSURE)), tmp_path / "f.png")
+    found = texts(figures[0])
+    assert "Sea-level pressure (lines every 5 hPa) over 2 m temperature (colours)" in found
+    assert {"+6 h", "+12 h"} <= set(found)
+
+
+@pytest.mark.parametrize("fields", [(PRESSURE,), (HEIGHT,), (PRESSURE, HEIGHT)])
+def test_no_lines_are_drawn_without_colours(fields: tuple[Field, ...]) -> None:
+    assert all(panel.shading is not None for panel in default_panels(fields))
+
+
+def test_what_is_not_drawn_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fields = (*FIELDS, *(Field("specific_humidity", level) for level in (500, 700, 850)))
+    forecast = write(tmp_path / "f.zarr", (6, 24, 48), fields)
+    with caplog.at_level("INFO"):
+        plot_forecast(forecast, tmp_path / "f.png")
+    assert caplog.messages == [
+        f"{forecast}: not drawn: q500, q700, q850, tp (--variables); +48 h (--lead-times)"
+    ]
+    with caplog.at_level("INFO"):
+        plot_forecast(forecast, tmp_path / "f.png")
+    assert f"{tmp_path / 'f.png'}: an older picture was replaced" in caplog.messages
+
+
+@pytest.mark.parametrize("num_columns", [1, 2])
+def test_no_text_is_cut_at_the_edge_of_the_page(tmp_path: Path, num_columns: int) -> None:
+    maps = open_maps(write(tmp_path / "f.zarr", (0, 24)))
+    panels = [field_panel(HEIGHT)] * num_columns
+    notice = "A notice of many words that says from where all of this came. " * 8
+    figure = draw(maps, panels, INIT, [np.timedelta64(24, "h")], notice)
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    inside = [text for axes in figure.axes for text in axes.texts]
+    for text in (*figure.texts, *inside):
+        extent = text.get_window_extent(renderer)
+        assert extent.x0 >= 0.0, text
+        assert extent.x1 <= figure.bbox.x1, text
+
+
+def test_labels_of_lines_lie_inside_the_map(tmp_path: Path) -> None:
+    maps = open_maps(write(tmp_path / "f.zarr", (24,)))
+    figure = draw(maps, [field_panel(HEIGHT)], INIT, [np.timedelta64(24, "h")])
+    labels = [text for text in figure.axes[0].texts if text.get_text().isdigit()]
+    assert labels
+    for label in labels:
+        x, y = label.get_position()
+        assert abs(y) < 1.2
+        assert abs(x) < 2.5
+
+
+def test_file_that_is_no_forecast_is_refused_in_a_line(tmp_path: Path) -> None:
+    picture = tmp_path / "m.png"
+    picture.write_bytes(b"PNG")
+    with pytest.raises(DataError, match="no forecast: neither a zarr store nor") as refused:
+        plot_forecast(picture, tmp_path / "f.png")
+    assert "http" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["f.zarr", "f.nc", "f.grib2"])

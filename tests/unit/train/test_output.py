@@ -7,6 +7,7 @@ import pytest
 
 from jigsaw_forecast.checkpoint.training import (
     TrainingManifest,
+    find_training_checkpoint,
     read_training_manifest,
     write_training_manifest,
 )
@@ -14,12 +15,12 @@ from jigsaw_forecast.errors import CheckpointError, OutputError
 from jigsaw_forecast.train.output import TrainOutput
 
 
-def _manifest(step: int, loss: float | None = None) -> TrainingManifest:
+def _manifest(step: int, error: float | None = None) -> TrainingManifest:
     return TrainingManifest(
         train_step=step,
         num_updates=step,
         samples=step,
-        validation_loss=loss,
+        validation_error=error,
         mesh={"data": 1, "domain": 1, "tensor": 1},
         sample_order={},
         recipe={},
@@ -27,9 +28,9 @@ def _manifest(step: int, loss: float | None = None) -> TrainingManifest:
     )
 
 
-def _save(output: TrainOutput, step: int, loss: float | None = None) -> None:
+def _save(output: TrainOutput, step: int, error: float | None = None) -> None:
     (output.checkpoint(step) / "training").mkdir(parents=True)
-    write_training_manifest(output.checkpoint(step), _manifest(step, loss))
+    write_training_manifest(output.checkpoint(step), _manifest(step, error))
     output.publish(step, keep=2, keep_best=True)
 
 
@@ -45,10 +46,24 @@ def _steps(output: TrainOutput) -> list[str]:
 
 def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     output = TrainOutput(tmp_path)
-    for step, loss in [(10, 0.5), (20, 0.3), (30, None), (40, 0.4), (50, 0.4)]:
-        _save(output, step, loss)
+    for step, error in [(10, 0.5), (20, 0.3), (30, None), (40, 0.4), (50, 0.4)]:
+        _save(output, step, error)
     assert _steps(output) == ["step-00000020", "step-00000040", "step-00000050"]
     assert _links(output) == {"latest": "step-00000050", "best": "step-00000020"}
+
+
+def test_best_is_no_link_where_it_is_not_kept(tmp_path: Path) -> None:
+    output = TrainOutput(tmp_path)
+    _save(output, 10, 0.5)
+    output.publish(10, keep=2, keep_best=False)
+    assert _links(output) == {"latest": "step-00000010"}
+
+
+def test_a_checkpoint_is_found_by_its_own_name_not_by_a_link_that_moves(tmp_path: Path) -> None:
+    output = TrainOutput(tmp_path)
+    _save(output, 10)
+    latest = output.checkpoints / "latest"
+    assert find_training_checkpoint(latest) == output.checkpoint(10).resolve()
 
 
 def test_without_validation_there_is_no_best(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Training as a whole on mock weather: it learns, stops, goes on and refuses."""
 
+import itertools
 import json
 import logging
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import torch
 import xarray as xr
 
 from jigsaw_forecast.checkpoint.load import load_checkpoint
+from jigsaw_forecast.checkpoint.writer import CheckpointWriter
+from jigsaw_forecast.data.training_set import ReadAhead
 from jigsaw_forecast.data.weather_store import WeatherStore
 from jigsaw_forecast.errors import DataError, MeshError, OutputError, RecipeError, StoppedError
 from jigsaw_forecast.parallel.mesh import single_rank_mesh
 from jigsaw_forecast.train import run as training
+from jigsaw_forecast.train.checkpointing import Checkpoints
+from jigsaw_forecast.train.output import TrainOutput
 from jigsaw_forecast.train.replicas import ReplicatedLoss
 from jigsaw_forecast.train.run import train_recipe
 from tests.unit.train.made_up import read_tensors, write_recipe, write_store
@@ -121,7 +127,9 @@ def test_a_run_in_two_parts_is_the_same_to_the_last_bit(
     whole: Path, store: Path, tmp_path: Path, first: int
 ) -> None:
     recipe = write_recipe(tmp_path, store)
+    torch.seed()  # a process of its own starts with random numbers of its own
     _train(recipe, tmp_path / "out", max_steps=first)
+    torch.seed()
     _train(recipe, tmp_path / "out", resume=True)
     one, two = read_tensors(whole, 10), read_tensors(tmp_path / "out", 10)
     assert one.keys() == two.keys()
@@ -203,6 +211,77 @@ def test_a_signal_saves_and_asks_to_be_queued_again(
     _train(recipe, out, resume=True)
     assert not (out / "REQUEUE").exists()
     assert _shards(whole, 10) == _shards(out, 10)
+
+
+def test_the_run_asks_to_go_on_before_it_saves(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, seen = tmp_path / "out", []
+    backward, save = ReplicatedLoss.backward, Checkpoints.save_last
+
+    def signalled(self: ReplicatedLoss, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return backward(self, *arguments)
+
+    def looked_at(self: Checkpoints, *arguments: Any) -> None:
+        seen.append((out / "REQUEUE").is_file())
+        save(self, *arguments)
+
+    monkeypatch.setattr(ReplicatedLoss, "backward", signalled)
+    monkeypatch.setattr(Checkpoints, "save_last", looked_at)
+    recipe = write_recipe(tmp_path, store)
+    with pytest.raises(StoppedError, match="stopped by SIGTERM after 1 train steps"):
+        _train(recipe, out)
+    assert seen == [True]
+    with pytest.raises(DataError):
+        _train(recipe, out, f"data.path={tmp_path / 'nope.zarr'}", resume=True)
+    assert not (out / "REQUEUE").exists()  # or a job would be queued again for ever
+
+
+def test_a_rank_that_crashes_while_it_prepares_asks_for_nothing(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*arguments: Any) -> Any:
+        raise StoppedError("rank 1 has ended")
+
+    monkeypatch.setattr(training, "prepare", lost)
+    with pytest.raises(StoppedError, match="rank 1"):
+        _train(write_recipe(tmp_path, store), tmp_path / "out")
+    assert not (tmp_path / "out" / "REQUEUE").exists()
+
+
+def test_a_second_run_in_one_folder_is_refused(whole: Path, store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, store)
+    before = sorted(whole.rglob("*"))
+    lock = TrainOutput(whole).lock()
+    with pytest.raises(OutputError, match="is being written by another run"):
+        _train(recipe, whole, resume=True)
+    lock.release()
+    assert sorted(whole.rglob("*")) == before
+    _train(recipe, whole, resume=True)  # nothing to do
+
+
+def test_data_that_fail_do_not_cost_the_save_under_way(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, has_failed, num_taken = tmp_path / "out", threading.Event(), itertools.count(1)
+    take, write = ReadAhead.take, CheckpointWriter.begin
+
+    def failing(self: ReadAhead) -> Any:
+        if next(num_taken) == 3:
+            has_failed.set()
+            raise DataError("the disk is gone")
+        return take(self)
+
+    def late(self: CheckpointWriter) -> None:
+        has_failed.wait(60)
+        write(self)
+
+    monkeypatch.setattr(ReadAhead, "take", failing)
+    monkeypatch.setattr(CheckpointWriter, "begin", late)
+    with pytest.raises(DataError, match="the disk is gone"):
+        _train(write_recipe(tmp_path, store), out, "train.checkpoint_every=2")
+    assert (out / "checkpoints" / "latest" / "model.json").is_file()
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -103,3 +103,20 @@ def test_gaps_and_wrong_options_are_listed(
     assert "2019-05-03T12:00" in message
     assert "--window 60" in message
     assert not Path(output).exists()
+
+
+def test_a_truth_of_days_warns_of_the_rest_of_the_year_and_opens_without_warning(
+    truth: xr.Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    days = truth[["geopotential"]].sel(time=slice("2019-06-24", "2019-06-26"), level=[500])
+    days.to_zarr(tmp_path / "truth.zarr", zarr_format=2, consolidated=False)
+    output = tmp_path / "climatology.zarr"
+    arguments = ["data", "climatology", str(tmp_path / "truth.zarr"), "--output", str(output)]
+    assert main([*arguments, "--window", "5", "--quiet"]) == 0
+    told = capfd.readouterr().err
+    # 24 to 26 June and one day on each side: the ends of a window of five have no weight
+    assert "361 of the 366 days of the year have no analysis" in told
+    assert "(1 to 173, 179 to 366)" in told
+    with xr.open_zarr(output, chunks=None) as opened:
+        mean = opened["geopotential"].isel(level=0, latitude=0, longitude=0, hour=0).values
+    assert np.flatnonzero(np.isfinite(mean)).tolist() == [173, 174, 175, 176, 177]
