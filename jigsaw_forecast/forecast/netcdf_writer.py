@@ -106,11 +106,9 @@ class NetcdfWriter(Writer):
                 values = np.frombuffer(content, np.float32).reshape(shape)
                 name, place = _place(self.spec, self.spec.fields[number], slot)
                 self._dataset[name][place] = values
+            self._dataset.sync()  # after each, as `_copy_of` does: HDF5 places chunks at a sync
 
     def _mark(self, slot: Slot) -> Mark:
-        assert self._dataset is not None
-        with reported(self.path, RuntimeError):
-            self._dataset.sync()
         self._count()
         return {"crc32c": self._checksums.pop(slot)}
 
