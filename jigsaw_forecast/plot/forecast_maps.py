@@ -110,15 +110,15 @@ def _tell_what_is_not_drawn(
 ) -> None:
     rest = []
     if fields := left_out(maps.fields, panels):
-        rest.append(f"{', '.join(map(str, fields))} (--variables)")
+        rest.append(f"{', '.join(map(str, fields))} (plot --variables)")
     others = [lead for lead in maps.lead_times if lead not in leads]
     if others:
         hours = ", ".join(f"+{lead / ONE_HOUR:g} h" for lead in others[:MOST_HOURS])
         more = f" and {len(others) - MOST_HOURS} more" if len(others) > MOST_HOURS else ""
-        rest.append(f"{hours}{more} (--lead-times)")
+        rest.append(f"{hours}{more} (plot --lead-times)")
     if (num_others := len(maps.init_times) - 1) > 0:
         times = "time" if num_others == 1 else "times"
-        rest.append(f"{num_others} more initial {times} than {init} (--init)")
+        rest.append(f"{num_others} more initial {times} than {init} (plot --init)")
     if rest:
         _log.info("%s: not drawn: %s", forecast, "; ".join(rest))
 

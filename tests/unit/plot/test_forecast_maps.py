@@ -175,7 +175,7 @@ def test_what_is_not_drawn_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     with caplog.at_level("INFO"):
         plot_forecast(forecast, tmp_path / "f.png")
     assert caplog.messages == [
-        f"{forecast}: not drawn: q500, q700, q850, tp (--variables); +48 h (--lead-times)"
+        f"{forecast}: not drawn: q500, q700, q850, tp (plot --variables); +48 h (plot --lead-times)"
     ]
     with caplog.at_level("INFO"):
         plot_forecast(forecast, tmp_path / "f.png")
