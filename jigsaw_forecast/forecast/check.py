@@ -21,7 +21,7 @@ from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.check_input import InputCheck, check_initial_state
 from jigsaw_forecast.forecast.check_report import CheckReport, DiskCheck, MemoryCheck, TimeEstimate
 from jigsaw_forecast.forecast.inputs import DEFAULT_INPUT, foreign_notice
-from jigsaw_forecast.forecast.output import check_keys, resolve_outputs
+from jigsaw_forecast.forecast.output import check_keys, check_scoring, resolve_outputs
 from jigsaw_forecast.forecast.prepare import check_side_files, make_spec
 from jigsaw_forecast.forecast.product import Product
 from jigsaw_forecast.forecast.request import CheckRequest
@@ -32,7 +32,6 @@ from jigsaw_forecast.forecast.schedule import (
     make_schedule,
     make_starts,
 )
-from jigsaw_forecast.forecast.scores_writer import check_scoring
 from jigsaw_forecast.log import count
 from jigsaw_forecast.model.config import ModelConfig
 from jigsaw_forecast.plan.devices import DeviceKind, find_device_kind

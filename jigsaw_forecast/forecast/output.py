@@ -25,7 +25,6 @@ from jigsaw_forecast.forecast.product import (
     Writer,
     all_slots,
 )
-from jigsaw_forecast.forecast.scores_writer import SCORES_SUFFIX, ScoresWriter
 from jigsaw_forecast.forecast.staging import PARTIAL_SUFFIX, ProductLock, refusal
 from jigsaw_forecast.forecast.zarr_writer import ZarrWriter
 
@@ -34,13 +33,16 @@ __all__ = [
     "Product",
     "Writer",
     "check_keys",
+    "check_scoring",
     "describe_unwritable",
     "open_writer",
     "resolve_outputs",
+    "scores_products",
     "writer_kind",
 ]
 
 _log = logging.getLogger(__name__)
+SCORES_SUFFIX = ".scores"
 _LONGEST_SHOWN = 100  # of a name that is refused
 
 _WRITERS: dict[str, type[Writer]] = {
@@ -48,8 +50,9 @@ _WRITERS: dict[str, type[Writer]] = {
     ".grib2": GribWriter,
     ".grib": GribWriter,
     ".nc": NetcdfWriter,
-    SCORES_SUFFIX: ScoresWriter,
 }
+
+_SUFFIXES = sorted([*_WRITERS, SCORES_SUFFIX])
 
 
 def resolve_outputs(
@@ -107,10 +110,10 @@ def resolve_outputs(
     unwritable: dict[Path, str | None] = {}
     for product in products:
         path = product.path
-        if path.suffix not in _WRITERS:
+        if path.suffix not in _SUFFIXES:
             problems.append(
                 f"output {path} has unknown suffix {path.suffix!r}; use "
-                f"{', '.join(sorted(_WRITERS))}{_GRIB_HINT if path.suffix in _GRIB_NAMES else ''}"
+                f"{', '.join(_SUFFIXES)}{_GRIB_HINT if path.suffix in _GRIB_NAMES else ''}"
             )
             continue
         if why := _why_no_name(path):
@@ -144,7 +147,7 @@ def check_keys(products: Sequence[Product], spec: OutputSpec, given: Mapping[str
         OutputError: There are keys but no GRIB product, or too many members; see
             `check_grib_keys` too.
     """
-    own = [product for product in products if _WRITERS[product.path.suffix] is GribWriter]
+    own = [product for product in products if writer_kind(product.path) is GribWriter]
     if given and not own:
         keys = ",".join(f"{key}={value}" for key, value in given.items())
         raise OutputError(f"--grib {keys}: missing an --output that is GRIB (.grib2, .grib)")
@@ -159,7 +162,46 @@ def check_keys(products: Sequence[Product], spec: OutputSpec, given: Mapping[str
 
 def writer_kind(path: Path) -> type[Writer]:
     """The kind of writer that a path's suffix stands for."""
+    if path.suffix == SCORES_SUFFIX:
+        # brings a compiler along, for which runs without scores need not wait
+        from jigsaw_forecast.forecast.scores_writer import ScoresWriter
+
+        return ScoresWriter
     return _WRITERS[path.suffix]
+
+
+def scores_products(products: Sequence[Product]) -> list[Product]:
+    """Those that are scores."""
+    return [product for product in products if product.path.suffix == SCORES_SUFFIX]
+
+
+def check_scoring(products: Sequence[Product], spec: OutputSpec) -> dict[Path, str]:
+    """Compares truth and climatology with what will be made, before anything is.
+
+    Args:
+        products: All products of the run.
+        spec: What the run writes, with all of its times.
+
+    Returns:
+        A digest of what is scored, by product.
+
+    Raises:
+        OutputError: Scores of members, or without a truth.
+        DataError: The files lack something or do not go with the forecast; all of it.
+    """
+    scores = scores_products(products)
+    if not scores:
+        return {}
+    if spec.scoring is None:
+        raise OutputError(f"output {scores[0].path} holds scores: missing --truth")
+    if spec.members:
+        raise OutputError(
+            "--truth scores single forecasts while they are made; score members from their "
+            "product: jigsaw-forecast score --forecast PRODUCT --truth PATH"
+        )
+    from jigsaw_forecast.forecast.scores_writer import plan_scores  # as in `writer_kind`
+
+    return {product.path: plan_scores(product, spec) for product in scores}
 
 
 def open_writer(
@@ -184,7 +226,7 @@ def open_writer(
     Raises:
         OutputError: The name is taken or in use, the folder is not writable, a GRIB key is wrong.
     """
-    return _WRITERS[path.suffix](
+    return writer_kind(path)(
         path, spec, overwrite=overwrite, is_creator=is_creator, lock=lock, finished=finished
     )
 

@@ -17,8 +17,10 @@ from jigsaw_forecast.forecast.output import (
     OutputSpec,
     Product,
     check_keys,
+    check_scoring,
     describe_unwritable,
     resolve_outputs,
+    scores_products,
 )
 from jigsaw_forecast.forecast.product import Scoring
 from jigsaw_forecast.forecast.provenance import (
@@ -37,7 +39,6 @@ from jigsaw_forecast.forecast.schedule import (
     make_schedule,
     make_starts,
 )
-from jigsaw_forecast.forecast.scores_writer import check_scoring, scores_products
 from jigsaw_forecast.forecast.staging import PARTIAL_SUFFIX
 from jigsaw_forecast.parallel.mesh import choose_device
 

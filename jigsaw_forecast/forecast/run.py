@@ -20,7 +20,7 @@ from jigsaw_forecast.forecast.inputs import (
     plan_inputs,
     plausible_ranges,
 )
-from jigsaw_forecast.forecast.output import Product
+from jigsaw_forecast.forecast.output import Product, scores_products
 from jigsaw_forecast.forecast.pipeline import OutputPipeline
 from jigsaw_forecast.forecast.prepare import Setting, prepare
 from jigsaw_forecast.forecast.provenance import RunHistory
@@ -39,7 +39,6 @@ from jigsaw_forecast.forecast.resume import (
 from jigsaw_forecast.forecast.rolling import Checks, Leg, Rolling, Round, roll_and_write
 from jigsaw_forecast.forecast.rollout import one_step
 from jigsaw_forecast.forecast.schedule import Start, make_rounds
-from jigsaw_forecast.forecast.scores_writer import scores_products
 from jigsaw_forecast.forecast.stopping import AgreedStop, Deadline, StopSignal, stop_on_signal
 from jigsaw_forecast.forecast.writing import Products, RunProducts
 from jigsaw_forecast.model.config import ModelConfig

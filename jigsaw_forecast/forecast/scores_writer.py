@@ -9,7 +9,7 @@ them they wait in `.NAME.scores.lead-times` until these have their name.
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import google_crc32c
@@ -41,7 +41,6 @@ from jigsaw_forecast.verify.plan_file import digest_of
 from jigsaw_forecast.verify.request import ScoreRequest
 from jigsaw_forecast.verify.score import write_scores
 
-SCORES_SUFFIX = ".scores"
 _FOLDER = "lead-times"
 _OFFLINE_OPTIONS = ("--resolution", "--levels", "--force")  # that messages of a score name
 
@@ -157,40 +156,20 @@ class ScoresWriter(Writer):
         """Nothing is held open."""
 
 
-def scores_products(products: Sequence[Product]) -> list[Product]:
-    """Those that are scores."""
-    return [product for product in products if product.path.suffix == SCORES_SUFFIX]
-
-
-def check_scoring(products: Sequence[Product], spec: OutputSpec) -> dict[Path, str]:
-    """Compares truth and climatology with what will be made, before anything is.
+def plan_scores(product: Product, spec: OutputSpec) -> str:
+    """Plans the scores of a product, before anything is made; the digest of the plan.
 
     Args:
-        products: All products of the run.
+        product: Of scores.
         spec: What the run writes, with all of its times.
 
-    Returns:
-        A digest of what is scored, by product.
-
     Raises:
-        OutputError: Scores of members, or without a truth.
-        DataError: The files lack something or do not go with the forecast; all of it.
+        DataError: See `open_scorer`.
     """
-    scores = scores_products(products)
-    if scores and spec.scoring is None:
-        raise OutputError(f"output {scores[0].path} holds scores: missing --truth")
-    if scores and spec.members:
-        raise OutputError(
-            "--truth scores single forecasts while they are made; score members from their "
-            "product: jigsaw-forecast score --forecast PRODUCT --truth PATH"
-        )
-    found = {}
-    for product in scores:
-        plan = open_scorer(product.path, spec.narrowed(product)).plan
-        found[product.path] = digest_of(plan)
-        for warning in plan.warnings:
-            _log.info("%s: %s", product.path, warning)
-    return found
+    plan = open_scorer(product.path, spec.narrowed(product)).plan
+    for warning in plan.warnings:
+        _log.info("%s: %s", product.path, warning)
+    return digest_of(plan)
 
 
 def open_scorer(path: Path, spec: OutputSpec) -> OnlineScorer:
@@ -204,7 +183,7 @@ def open_scorer(path: Path, spec: OutputSpec) -> OnlineScorer:
         DataError: The files lack something or do not go with the forecast; all of it.
     """
     scoring = spec.scoring
-    assert scoring is not None, "refused by `check_scoring`"
+    assert scoring is not None, "refused by `output.check_scoring`"
     request = ScoreRequest(
         forecast=(Path(scoring.name),),
         truth=(scoring.truth,),
