@@ -37,6 +37,10 @@ def nature_run(
     spinup_days: Annotated[
         int, typer.Option("--spinup-days", min=1, help="Days simulated and thrown away first.")
     ] = 90,
+    days: Annotated[
+        int | None,
+        typer.Option("--days", min=1, help="Only the first so many days, to try it out."),
+    ] = None,
 ) -> None:
     """Simulates years of weather to train on, about 4 minutes of one core per year.
 
@@ -44,8 +48,9 @@ def nature_run(
     `make nature` makes. The planet is simulated: it is not the Earth.
 
     \b
-    Example:
+    Examples:
       jigsaw-forecast data nature-run nature.zarr --years 10 --grid 64x32
+      jigsaw-forecast data nature-run month.zarr --years 1 --days 30 --spinup-days 30
     """
     # the subprocess machinery and its parsing are not needed for --help
     from jigsaw_forecast.data.nature_run import run_nature_run
@@ -57,6 +62,7 @@ def nature_run(
         grid=grid,
         seed=seed,
         spinup_days=spinup_days,
+        num_days=days,
     )
 
 

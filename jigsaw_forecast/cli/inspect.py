@@ -151,7 +151,7 @@ def _inspect_data(path: Path, *, as_json: bool) -> None:
 
 def _verdict(path: Path, rows: list[dict[str, Any]]) -> str:
     """Whether a forecast can start from a file, as far as can be told without a checkpoint."""
-    times = len({row["valid_time"] for row in rows})
+    times = len({row["valid_time"] for row in rows} - {None})
     found = f"{path}: {count(len(rows), 'map')} at {count(times, 'time')}"
     usable = [row for row in rows if row["usable"]]
     if not usable:

@@ -340,9 +340,8 @@ def _differences(found: dict[str, Any], plan: dict[str, Any], changed: Sequence[
 
 def _find_todo(work: Work) -> list[int]:
     """Shards that are not there whole; what a kill left behind is removed."""
-    for folder in (VALUES, PROGRESS_FOLDER):
-        for leftover in (work.folder / folder).glob(f"*{PARTIAL_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+    for leftover in work.folder.rglob(f"*{PARTIAL_SUFFIX}"):  # ours, and zarr's own
+        leftover.unlink(missing_ok=True)
     num_shards = -(-len(work.times) // work.layout.num_times)
     return [shard for shard in range(num_shards) if not _is_done(work, shard)]
 

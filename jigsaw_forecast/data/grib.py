@@ -39,6 +39,7 @@ _SURFACE_PARAMS = {
     if v.level_type is LevelType.SURFACE
     for param in v.param_ids
 }
+_SURFACE_PARAMS[228228] = "total_precipitation_6hr"  # in kg m-2, the form that GRIB 2 has
 _PRESSURE_PARAMS = {
     param: v.name
     for v in VARIABLES.values()

@@ -39,6 +39,8 @@ _GRID1_BYTES = {
 }  # fmt: skip
 _REGULAR1 = (0, 4, 10, 14, 20, 24, 30, 34)  # columns in octets 7 and 8, rows in 9 and 10
 _NOT_GIVEN1, _NO_LISTS = 0xFFFF, 255
+# GRIB 1 data sections of second order: flags in octet 4 and, of ECMWF's form, in octet 14
+_SECOND_ORDER1, _EXTENDED1, _SECOND_ORDER1_BYTES = 0x40, 0x08, 26
 _SECTION5_BYTES = {_COMPLEX: 47, _SPATIAL: 49}
 
 Sections = dict[int, memoryview]
@@ -121,6 +123,7 @@ def _why_not_edition1(message: memoryview) -> str:
         if grid[5] in _REGULAR1 and _NOT_GIVEN1 not in (columns, rows):
             points = columns * rows
         position += len(grid)
+    num_there = points
     has_bitmap = bool(flags & 0x40)
     if has_bitmap:
         size = _number(message, position, 3)
@@ -128,6 +131,9 @@ def _why_not_edition1(message: memoryview) -> str:
         num_bits = (size - 6) * 8 - bitmap[3] if size >= 6 else 0
         if size < 6 or (_number(bitmap, 4, 2) == 0 and num_bits < points):
             return f"a bitmap of {size} bytes for {points} points"
+        if points and _number(bitmap, 4, 2) == 0:
+            there = np.unpackbits(np.frombuffer(bitmap[6:], np.uint8), count=points)
+            num_there = int(np.count_nonzero(there))
         position += size
     data = message[position:-4]
     if len(data) < 11:
@@ -138,7 +144,35 @@ def _why_not_edition1(message: memoryview) -> str:
     is_simple = data[3] & 0xC0 == 0  # grid points, not of second order
     if is_simple and not has_bitmap:
         return _compare(len(data), 11 + (points * bits + 7) // 8)
+    is_second_order = data[3] & 0xC0 == _SECOND_ORDER1
+    if is_second_order and len(data) > _SECOND_ORDER1_BYTES and data[13] & _EXTENDED1:
+        return _why_not_second_order1(data, num_there)
     return ""
+
+
+def _why_not_second_order1(data: memoryview, num_values: int) -> str:
+    """Follows the groups of second order packing as ECMWF writes it (eccodes, grib1/11.2)."""
+    num_groups = _number(data, 16, 2) + 0x10000 * data[20]
+    width_bits, length_bits, order = data[21], data[22], data[13] & 0b11
+    if max(width_bits, length_bits, data[10]) > 32 or num_groups == 0:
+        return (
+            f"{num_groups} groups with {width_bits}, {length_bits} and {data[10]} bits for their "
+            "widths, lengths and first values"
+        )
+    position = 25 if order == 0 else 26 + ((order + 1) * data[25] + 7) // 8
+    parts = []
+    for bits in (width_bits, length_bits, data[10]):
+        size = (num_groups * bits + 7) // 8
+        if position + size > len(data):
+            return _compare(len(data), position + size)
+        parts.append(_unpack(data[position : position + size], bits, num_groups))
+        position += size
+    widths, lengths, _ = parts
+    if num_values and int(lengths.sum()) != num_values - order:
+        return f"groups of {int(lengths.sum())} values in all, {num_values - order} expected"
+    if int(widths.max()) > _MAX_BITS:
+        return f"a group of {int(widths.max())} bits a value"
+    return _compare(len(data), position + (int((widths * lengths).sum()) + 7) // 8)
 
 
 def _why_not_grid1(grid: memoryview) -> str:

@@ -78,7 +78,14 @@ def parse_progress(line: str) -> NatureRunProgress | None:
 
 
 def run_nature_run(
-    output: Path, *, num_years: int, end_year: int, grid: str, seed: int, spinup_days: int
+    output: Path,
+    *,
+    num_years: int,
+    end_year: int,
+    grid: str,
+    seed: int,
+    spinup_days: int,
+    num_days: int | None = None,
 ) -> None:
     """Simulates years of weather into a WeatherBench 2 zarr store, or goes on with a stopped run.
 
@@ -89,6 +96,7 @@ def run_nature_run(
         grid: target grid as WxH, regular without poles, e.g. `64x32`.
         seed: of the initial perturbation; another seed is other weather.
         spinup_days: days simulated and thrown away before the first year.
+        num_days: of the first year on, where not all of the years are wanted.
 
     Raises:
         ForecastError: no environment, a refusal, or a fault, with the script's last lines.
@@ -97,6 +105,7 @@ def run_nature_run(
     command = [str(find_interpreter()), str(SCRIPT), str(output)]
     command += ["--years", str(num_years), "--end-year", str(end_year), "--grid", grid]
     command += ["--seed", str(seed), "--spinup-days", str(spinup_days)]
+    command += ["--days", str(num_days)] if num_days is not None else []
     with tempfile.TemporaryFile("w+") as errors:
         # A session of its own: a Ctrl-C then reaches the child once, forwarded, not twice.
         with (

@@ -518,8 +518,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--grid", default="64x32", help="longitudes x latitudes, without poles")
     parser.add_argument("--seed", type=int, default=0, help="of the initial perturbation")
     parser.add_argument("--spinup-days", type=int, default=90, help="days before the first year")
-    # For tests: the whole run takes long.
-    parser.add_argument("--days", type=int, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--days", type=int, default=None, help="only the first so many")
     options = parser.parse_args(arguments)
     width, _, height = options.grid.partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) > 3 and int(height) > 1):

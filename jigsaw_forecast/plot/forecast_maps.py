@@ -4,13 +4,12 @@ import logging
 import os
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import patheffects, ticker
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -22,7 +21,9 @@ from PIL import Image
 from jigsaw_forecast.errors import DataError, OutputError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.plot.drawing_grid import LATITUDES, LONGITUDES, to_drawing_grid
+from jigsaw_forecast.plot.labels import mark_extremes, thin_labels
 from jigsaw_forecast.plot.origin import notice_of
+from jigsaw_forecast.plot.page import PANEL_INCHES, Page
 from jigsaw_forecast.plot.panels import (
     Panel,
     Shading,
@@ -40,14 +41,11 @@ DEFAULT_DAYS = (0, 1, 3, 5, 10)
 MOST_HOURS = 6  # rows of a forecast that is shorter than a day
 NUM_COLOURS = 32
 DOTS_PER_INCH = 120
-PANEL_INCHES = (6.4, 3.12)  # the map is 2.05 times as wide as high
 INK = "#222222"
 _TITLE: dict[str, Any] = {"fontsize": 17, "fontweight": "bold", "color": INK}
 _HEADING: dict[str, Any] = {"fontsize": 11.5, "color": INK}
 _NOTICE: dict[str, Any] = {"fontsize": 11, "fontstyle": "italic", "color": "#8a1c1c"}
 _NOTICE_LETTERS_PER_INCH = 12.5  # of that font, on average
-# labels beyond would touch the edge of the map, or lie on each other where meridians meet
-_LABEL_LATITUDE, _LABEL_LONGITUDE, _LABEL_DISTANCE = 70.0, 160.0, 0.16
 
 _log = logging.getLogger(__name__)
 
@@ -112,15 +110,15 @@ def _tell_what_is_not_drawn(
 ) -> None:
     rest = []
     if fields := left_out(maps.fields, panels):
-        rest.append(f"{', '.join(map(str, fields))} (--variables)")
+        rest.append(f"{', '.join(map(str, fields))} (plot --variables)")
     others = [lead for lead in maps.lead_times if lead not in leads]
     if others:
         hours = ", ".join(f"+{lead / ONE_HOUR:g} h" for lead in others[:MOST_HOURS])
         more = f" and {len(others) - MOST_HOURS} more" if len(others) > MOST_HOURS else ""
-        rest.append(f"{hours}{more} (--lead-times)")
+        rest.append(f"{hours}{more} (plot --lead-times)")
     if (num_others := len(maps.init_times) - 1) > 0:
         times = "time" if num_others == 1 else "times"
-        rest.append(f"{num_others} more initial {times} than {init} (--init)")
+        rest.append(f"{num_others} more initial {times} than {init} (plot --init)")
     if rest:
         _log.info("%s: not drawn: %s", forecast, "; ".join(rest))
 
@@ -145,7 +143,7 @@ def draw(
     """The figure: titles, a row for each lead time, a colour bar under each column."""
     width = int((len(panels) * PANEL_INCHES[0] - 0.2) * _NOTICE_LETTERS_PER_INCH)
     notice_lines = textwrap.wrap(notice or "", width)
-    page = _Page(len(panels), len(leads), len(notice_lines))
+    page = Page(len(panels), len(leads), len(notice_lines))
     figure = Figure(figsize=(page.width, page.height), facecolor="white")
     FigureCanvasAgg(figure)  # text is measured on it
     of_member = "" if maps.member is None else f", member {maps.member}"
@@ -168,62 +166,6 @@ def draw(
         if panel.shading is not None and norm is not None:
             _draw_bar(figure, figure.add_axes(page.bar(column)), panel.shading, norm)
     return figure
-
-
-@dataclass(frozen=True)
-class _Page:
-    """Where things are on the page, in inches turned into shares of it."""
-
-    num_columns: int
-    num_rows: int
-    num_notice_lines: int
-
-    margin = 0.2
-    row_gap = 0.34
-    notice_line = 0.2
-    footer = 0.75
-
-    @property
-    def header(self) -> float:
-        return 0.85 + self.num_notice_lines * self.notice_line
-
-    @property
-    def width(self) -> float:
-        return self.num_columns * (PANEL_INCHES[0] + self.margin) + self.margin
-
-    @property
-    def height(self) -> float:
-        rows = self.num_rows * (PANEL_INCHES[1] + self.row_gap)
-        return self.header + rows + self.footer
-
-    def up(self, from_top: float) -> float:
-        return 1.0 - from_top / self.height
-
-    def left(self, column: int) -> float:
-        return self.margin + column * (PANEL_INCHES[0] + self.margin)
-
-    def middle(self, column: int) -> float:
-        return (self.left(column) + PANEL_INCHES[0] / 2) / self.width
-
-    def panel(self, column: int, row: int) -> tuple[float, float, float, float]:
-        bottom = self.header + (row + 1) * (PANEL_INCHES[1] + self.row_gap)
-        return (
-            self.left(column) / self.width,
-            self.up(bottom),
-            PANEL_INCHES[0] / self.width,
-            PANEL_INCHES[1] / self.height,
-        )
-
-    def bar(self, column: int) -> tuple[float, float, float, float]:
-        length = 0.7 * PANEL_INCHES[0]
-        left = self.left(column) + 0.15 * PANEL_INCHES[0]
-        bottom, thickness = 0.5, 0.13
-        return (
-            left / self.width,
-            bottom / self.height,
-            length / self.width,
-            thickness / self.height,
-        )
 
 
 def _choose_times(
@@ -329,29 +271,14 @@ def _draw_map(
         levels = np.arange(np.floor(lines.min() / step), np.ceil(lines.max() / step) + 1) * step
         drawn = axes.contour(x, y, lines, levels=levels, colors=INK, linewidths=0.8, alpha=0.9)
         labels = axes.clabel(drawn, levels[::2], inline=False, fontsize=6.5, fmt="%g")
-        _thin_labels(labels)
+        is_pressure = panel.contours.field.variable == "mean_sea_level_pressure"
+        marks = mark_extremes(axes, lines, x, y, step) if is_pressure else []
+        thin_labels(labels, marks)
     axes.plot(*outline(), color=INK, linewidth=1.0)
     axes.set_aspect("equal")
     axes.set_xlim(-2.72, 2.72)  # the map's half width is 2.706, its half height 1.317
     axes.set_ylim(-1.33, 1.33)
     axes.set_axis_off()
-
-
-def _thin_labels(labels: Sequence[Text]) -> None:
-    """Takes away labels that lie at the edge of the map or on another, outlines the others."""
-    # the map's edge at 70 degrees, and how far from it a label still lies inside
-    top = float(project(0.0, _LABEL_LATITUDE)[1])
-    latitudes = np.linspace(0.0, _LABEL_LATITUDE, 36)
-    sides, heights = project(np.full(latitudes.size, _LABEL_LONGITUDE), latitudes)
-    kept: list[tuple[float, float]] = []
-    for label in labels:
-        x, y = label.get_position()
-        is_inside = abs(y) < top and abs(x) < np.interp(abs(y), heights, sides)
-        if is_inside and all(np.hypot(x - a, y - b) > _LABEL_DISTANCE for a, b in kept):
-            kept.append((x, y))
-            label.set_path_effects([patheffects.withStroke(linewidth=1.8, foreground="white")])
-        else:
-            label.remove()
 
 
 def _fit(text: Text, width_inches: float) -> None:

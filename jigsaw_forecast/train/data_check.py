@@ -48,7 +48,7 @@ def check_data(recipe: TrainRecipe, made: Path) -> None:
         except DataError:
             raise error from None
     for name in static_fields(config.forcings):
-        attempt(partial(read_static, store, name))
+        attempt(partial(_check_static, store, name))
     if store.grid != config.grid_object:
         problems.append(
             f"{path}: grid {store.grid.name}, but the recipe's model has {config.grid}; set "
@@ -84,6 +84,15 @@ def statistics_origin(recipe: TrainRecipe, digest: str) -> StatisticsOrigin:
         step_hours=config.step_hours,
         num_diagnostics=len(config.diagnostics),
     )
+
+
+def _check_static(store: Store, name: str) -> None:
+    try:
+        read_static(store, name)
+    except DataError as error:
+        raise DataError(
+            f"{error}; leave it out of model.forcings, or convert the data with --statics FILE"
+        ) from None
 
 
 def _longest_rollouts(recipe: TrainRecipe) -> dict[str, int]:

@@ -161,7 +161,8 @@ class Reporter:
         }
         self._write(line)
         if self._mesh.rank == 0:
-            _log.info("train step %d: validation loss %.4f; %s", step, scores.loss, scores.text())
+            errors = f"; {scores.text()}" if scores.rmse else ""  # of headline fields, if any
+            _log.info("train step %d: validation loss %.4f%s", step, scores.loss, errors)
 
     @contextmanager
     def timed(self) -> Iterator[Timer]:

@@ -41,6 +41,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.requests: list[tuple[str, str, str]] = []  # method, path, range
         self.cycles: set[str] | None = None  # those that exist, as %Y%m%d%H; None for all
         self.lacking: dict[str, set[str]] = {}  # short names that a cycle does not have
+        self.streams: dict[str, tuple[bytes, bytes] | None] = {}  # other files; None for not there
         self.shift_hours = 0  # of the valid time, against the one that the name says
         self.knows_ranges = True
         self.has_index = True
@@ -92,7 +93,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         exists = self.server.cycles is None or stamp in self.server.cycles
         if not exists or (kind == "index" and not self.server.has_index):
             return self._answer(404, b"no such file")
-        index, data = self.server.cycle(stamp)
+        held = self.server.streams.get(match["stream"], self.server.cycle(stamp))
+        if held is None:
+            return self._answer(404, b"no such file")
+        index, data = held
         self._serve(index if kind == "index" else data, fault)
         return None
 

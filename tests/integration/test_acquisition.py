@@ -20,9 +20,11 @@ import pytest
 from jigsaw_forecast.data.acquisition import InputRequest, resolve_input, resolve_latest
 from jigsaw_forecast.data.acquisition.cache import Cache
 from jigsaw_forecast.data.acquisition.spec import RemoteSpec, parse_spec
+from jigsaw_forecast.data.acquisition.tasks import archive_grid, make_task
 from jigsaw_forecast.data.initial_state import plan_initial_state
 from jigsaw_forecast.errors import DataError
 from jigsaw_forecast.fields import plausible_range
+from jigsaw_forecast.grid import Grid
 from tests.integration import inputs
 from tests.integration.open_data_server import Server, serving, state, valid_times
 
@@ -242,6 +244,44 @@ def test_mars_is_asked_for_pressure_levels_and_surface_in_one_file(
 
 
 @pytest.mark.parametrize(
+    ("spec", "day", "asked"),
+    [
+        ("mars:", "2026-05-11", [("enfo", "cf", None), ("enfo", "pf", ["1", "2"])]),
+        ("mars:", "2026-06-24", [("oper", "fc", None), ("enfo", "pf", ["1", "2"])]),
+        ("mars:stream=eefo", "2026-06-24", [("eefo", "cf", None), ("eefo", "pf", ["1", "2"])]),
+        ("mars:stream=enda,type=an", "2026-06-24", [("enda", "an", ["0", "1", "2"])]),
+    ],
+)
+def test_mars_is_asked_for_the_control_by_its_own_type(
+    spec: str, day: str, asked: list[tuple[str, str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jigsaw_forecast.data.acquisition.tasks.check_credentials", print)
+    parsed, members = parse_spec(spec), (0, 1, 2)
+    assert isinstance(parsed, RemoteSpec)
+    start = np.datetime64(f"{day}T00", "s")
+    task = make_task(parsed, request(spec, start, members=members), start, members)
+    calls = [call["options"] for call in task["requests"]]
+    found = [(call["stream"], call["type"], call.get("number")) for call in calls]
+    assert found == [one for one in asked for _ in ("levels", "surface")]
+    assert [call["levtype"] for call in calls] == ["pl", "sfc"] * len(asked)
+
+
+@pytest.mark.parametrize(
+    ("spec", "members", "stream"),
+    [("", (), "oper"), ("", (0,), "oper"), ("", (0, 1), "enfo"), ("stream=oper", (0, 1), "oper")],
+)
+def test_members_come_from_the_ensemble(spec: str, members: tuple[int, ...], stream: str) -> None:
+    parsed = parse_spec(f"open-data:{spec}")
+    assert isinstance(parsed, RemoteSpec)
+    task = make_task(parsed, request("", members=members), INIT, members)
+    assert task["cycles"]["stream"] == stream
+
+
+def test_archives_are_asked_for_increments_east_west_first() -> None:
+    assert archive_grid(Grid(33, 128, has_poles=True)) == [2.8125, 5.625]
+
+
+@pytest.mark.parametrize(
     ("spec", "says"),
     [
         ("mars:", r"missing credentials: put the key from https://api.ecmwf.int/v1/key/ into .*rc"),
@@ -333,6 +373,20 @@ def test_the_cache_throws_out_what_was_not_used_for_longest(
             os.utime(tmp_path / f"{name}.json", (time.time() - age_s,) * 2)
     assert sorted(path.stem for path in tmp_path.glob("*.data")) == ["new"]
     assert json.loads((tmp_path / "new.json").read_text())["bytes"] == 1000
+
+
+def test_an_entry_that_is_being_published_is_left_alone(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with cache.staged("one") as folder:
+        (folder / "target").write_bytes(b"today's")
+        whole = cache.publish("one", folder / "target", {}, "origin")
+    assert cache.find("one", is_locked=False) == whole
+    whole.path.write_bytes(b"tomorrow's, its note not yet written")
+    files = sorted(tmp_path.iterdir())
+    assert cache.find("one", is_locked=False) is None
+    assert sorted(tmp_path.iterdir()) == files
+    assert cache.find("one", is_locked=True) is None
+    assert not whole.path.exists()
 
 
 def test_a_cache_that_cannot_be_made_is_named(

@@ -251,3 +251,17 @@ def test_values_and_their_units_belong_together(
     main([*command, "--input", str(path), "--output", str(tmp_path / "f.zarr")])
     (line,) = (one for one in capfd.readouterr().out.splitlines() if one.startswith("  z500"))
     assert line.split()[2:6] == ["geopotential", "1", "500", "m2"]
+
+
+def test_a_run_is_told_of_its_missing_input_beside_what_is_wrong_with_its_output(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint, bare, ignore=shutil.ignore_patterns("initial.zarr"))
+    output = tmp_path / "forecast.nc"
+    output.write_bytes(b"")
+    command = ["run", "--checkpoint", str(bare), "--init", "2026-06-24T00", "--lead-time", "6h"]
+    assert main([*command, "--output", str(output), "--quiet"]) == 2
+    told = capfd.readouterr().err
+    assert "forecast.nc" in told
+    assert "has no initial conditions of its own: missing --input" in told

@@ -83,8 +83,14 @@ class Cache:
                 "to a folder that can be written"
             ) from None
 
-    def find(self, key: str) -> CachedFile | None:
-        """The file of a key, its digest compared; what does not agree with it is removed."""
+    def find(self, key: str, *, is_locked: bool) -> CachedFile | None:
+        """The file of a key, its digest compared.
+
+        Args:
+            key: Of the request.
+            is_locked: Whether the caller holds the key's lock, without which another process may
+                be publishing: only then is what does not agree with its digest removed.
+        """
         path, note = self.folder / f"{key}.data", self.folder / f"{key}.json"
         try:
             said = json.loads(note.read_text())
@@ -93,6 +99,8 @@ class Cache:
             return None
         except (OSError, ValueError, KeyError, TypeError):
             is_whole = False
+        if not is_whole and not is_locked:
+            return None
         if not is_whole:
             _log.warning("the cache's %s is damaged: it is fetched again", path)
             note.unlink(missing_ok=True)

@@ -61,7 +61,7 @@ def resolve_latest(
         raise DataError(f"--input {spec}: max-age={options['max-age']} is no number of hours")
     task = {
         "kind": LATEST,
-        "cycles": open_data_cycles(parsed),
+        "cycles": open_data_cycles(parsed, members),
         "wanted": wanted_messages(fields),
         "members": list(members),
         "max_age_hours": max_age,

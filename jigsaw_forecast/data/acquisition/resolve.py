@@ -196,13 +196,14 @@ def _fetch(
         f"--input {spec.text.removesuffix(':')}: nothing for {init_time.astype('datetime64[m]')}"
     )
     called_s = time.time()
-    if not spec.limits.is_refreshed and (found := cache.find(key)):
+    if not spec.limits.is_refreshed and (found := cache.find(key, is_locked=False)):
         _log.info("input from the cache: %s (%s)", found.path, found.origin)
         return found
     with cache.locked(key, spec.limits.deadline_s + _LOCK_GRACE_S) as has_waited:
         if has_waited and (failure := cache.failure_since(key, called_s)):
             raise DataError(failure)
-        if (has_waited or not spec.limits.is_refreshed) and (found := cache.find(key)):
+        takes_cached = has_waited or not spec.limits.is_refreshed
+        if takes_cached and (found := cache.find(key, is_locked=True)):
             return found
         try:
             return _fetch_into(cache, key, task, spec, init_time)

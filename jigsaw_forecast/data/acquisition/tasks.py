@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from jigsaw_forecast.grid import Grid
 URL_VARIABLE = "JIGSAW_OPEN_DATA_URL"  # roots of open data, joined by commas
 CLIENT_URLS_VARIABLE = "ECMWF_OPENDATA_URLS"  # ecmwf-opendata's: a JSON object by mirror's name
 _OPEN_DATA_OPTIONS = ("url", "mirror", "model", "resol", "stream", "max-age")
+_CONTROL_IS_OPER_SINCE = datetime(2026, 5, 12, 6)  # UTC; IFS cycle 50r1
 _MIRROR_ORDER = ("ecmwf", "aws", "google")
 # Where open data and archives name a surface variable otherwise than by its short name.
 _SURFACE_NAMES = {"geopotential_at_surface": "z"}
@@ -47,8 +49,8 @@ def make_task(
     return make(spec, request, init_time, members)
 
 
-def open_data_cycles(spec: RemoteSpec) -> Task:
-    """Where a spec looks for open data.
+def open_data_cycles(spec: RemoteSpec, members: Sequence[int]) -> Task:
+    """Where a spec looks for open data: by default in the ensemble where a run has members.
 
     Raises:
         DataError: Options are unknown or contradict each other; all are listed.
@@ -86,7 +88,7 @@ def open_data_cycles(spec: RemoteSpec) -> Task:
         "urls": urls,
         "model": options.get("model", "ifs"),
         "resolution": options.get("resol", "0p25"),
-        "stream": options.get("stream", "oper"),
+        "stream": options.get("stream", "enfo" if any(members) else "oper"),
     }
 
 
@@ -117,7 +119,7 @@ def _open_data_task(
         )
     return {
         "kind": OPEN_DATA,
-        "cycles": open_data_cycles(spec),
+        "cycles": open_data_cycles(spec, members),
         "init": start.isoformat(),
         "wanted": wanted_messages(request.fields),
         "members": list(members),
@@ -138,24 +140,46 @@ def _mars_task(
     start = init_time.astype("datetime64[s]").item()
     base: dict[str, object] = {
         "class": "od",
-        "stream": "enfo" if members else "oper",
         "expver": "1",
-        "type": "pf" if members else "an",
         "date": f"{start:%Y-%m-%d}",
         "time": f"{start:%H:%M:%S}",
-        "step": "0",
         "grid": archive_grid(request.grid),
     }
-    if members:
-        base["number"] = [str(member) for member in members]
-    if base["type"] == "an":
-        del base["step"]
     given = _lists(spec.options)
-    if "param" in given or "levtype" in given:
-        requests = [base | given]
+    is_whole = "param" in given or "levtype" in given
+    parts = [{}] if is_whole else _mars_parts(request.fields)
+    if not members:
+        kinds: list[dict[str, object]] = [{"stream": "oper", "type": "an"}]
+    elif "type" in given or "number" in given:
+        kinds = [_perturbed(members)]
     else:
-        requests = [base | part | given for part in _mars_parts(request.fields)]
+        kinds = _mars_kinds(given, start, members)
+        given = {key: value for key, value in given.items() if key != "stream"}
+    requests = [base | kind | part | given for kind in kinds for part in parts]
     return {"kind": "earthkit", "source": MARS, "requests": [_call(r) for r in requests]}
+
+
+def _mars_kinds(
+    given: Mapping[str, object], start: datetime, members: Sequence[int]
+) -> list[dict[str, object]]:
+    """Where an archive has the control, which is member 0, and the perturbed members.
+
+    Source: ECMWF, "MARS keywords: type, number" (cf has no number, pf begins with 1) and
+    "Implementation of IFS Cycle 50r1" (no cf of enfo from there on: the control is oper's fc).
+    """
+    stream = given.get("stream", "enfo")
+    is_ifs = given.get("class", "od") == "od" and stream == "enfo"
+    control: dict[str, object] = {"stream": stream, "type": "cf", "step": "0"}
+    if is_ifs and start >= _CONTROL_IS_OPER_SINCE:
+        control |= {"stream": "oper", "type": "fc"}
+    kinds = [control] if 0 in members else []
+    perturbed = [member for member in members if member]
+    return [*kinds, _perturbed(perturbed) | {"stream": stream}] if perturbed else kinds
+
+
+def _perturbed(members: Sequence[int]) -> dict[str, object]:
+    numbers = [str(member) for member in members]
+    return {"stream": "enfo", "type": "pf", "step": "0", "number": numbers}
 
 
 def _mars_parts(fields: Sequence[Field]) -> list[dict[str, object]]:
@@ -232,9 +256,12 @@ _MAKERS: Mapping[str, Callable[[RemoteSpec, InputRequest, np.datetime64, Sequenc
 
 
 def archive_grid(grid: Grid) -> list[float]:
-    """Increments that archives are asked for: the model's own, or as fine with pole rows."""
+    """Increments that archives are asked for: the model's own, or as fine with pole rows.
+
+    East-west first, then north-south (ECMWF, "MARS keywords: grid").
+    """
     rows = grid.num_lat - 1 if grid.has_poles else grid.num_lat
-    return [180.0 / rows, 360.0 / grid.num_lon]
+    return [360.0 / grid.num_lon, 180.0 / rows]
 
 
 def _lists(options: Mapping[str, str]) -> dict[str, object]:

@@ -119,6 +119,8 @@ class Client:
             # a body that falls silent comes as a connection error around a read timeout
             if "timed out" in text:
                 text = f"the server was silent for {timeout_s:.3g} s"
+            if any(words in text for words in _WITHOUT_NETWORK):
+                text = f"{host} cannot be found from here; is there a network?"
             raise TransientError(f"the connection failed: {text}") from None
         except requests.exceptions.RequestException as fault:
             raise FetchError(f"{url}: {_root(fault)}") from None
@@ -144,6 +146,10 @@ class Client:
                 return int(length) if length.isdigit() else None
 
         return self.attempt(url, head)
+
+
+# of the system's, where no name is resolved or no route is known
+_WITHOUT_NETWORK = ("Failed to resolve", "name resolution", "Network is unreachable")
 
 
 def body_of(response: requests.Response) -> Iterator[bytes]:

@@ -13,11 +13,20 @@ Range = tuple[int, int]  # offset in the file, length
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
-def fetch_ranges(client: Client, url: str, ranges: Sequence[Range], target: BinaryIO) -> int:
+def fetch_ranges(
+    client: Client, url: str, ranges: Sequence[Range], target: BinaryIO, start: int = 0
+) -> int:
     """Writes ranges of a remote file one after the other, in the order of their offsets.
 
     Neighbours travel in one request. What has come whole is not fetched again when the next one
     fails. A server that knows no ranges sends the whole file, of which the ranges are kept.
+
+    Args:
+        client: Of the server.
+        url: The file.
+        ranges: Of its bytes, each a message.
+        target: Takes them.
+        start: Where in the target; what is behind is cut off.
 
     Returns:
         The number of bytes written.
@@ -26,25 +35,25 @@ def fetch_ranges(client: Client, url: str, ranges: Sequence[Range], target: Bina
         FetchError: A range did not come whole within the attempts and the time.
     """
     ordered = sorted(set(ranges))
-    position = 0
+    position = start
     for run in _joined(ordered):
 
         def get(run: Range = run, position: int = position) -> int:
             target.seek(position)
             target.truncate()
-            start, length = run
-            headers = {"Range": f"bytes={start}-{start + length - 1}"}
+            first, length = run
+            headers = {"Range": f"bytes={first}-{first + length - 1}"}
             with client.opened(url, headers=headers) as response:
                 if response.status_code == 206:
                     return _take_range(response, run, target)
-                return _pick(response, ordered[_first_at(ordered, start) :], target)
+                return _pick(response, ordered[_first_at(ordered, first) :], target)
 
         written = client.attempt(f"{url} bytes {run[0]}-{sum(run) - 1}", get)
         position += written
         if written > run[1]:  # the whole file came, and with it all that was left
             break
-    check_messages(ordered, target)
-    return position
+    check_messages(ordered, target, start)
+    return position - start
 
 
 def fetch_whole(client: Client, url: str, target: BinaryIO) -> int:
@@ -63,13 +72,13 @@ def fetch_whole(client: Client, url: str, target: BinaryIO) -> int:
     return client.attempt(url, get)
 
 
-def check_messages(ranges: Sequence[Range], target: BinaryIO) -> None:
+def check_messages(ranges: Sequence[Range], target: BinaryIO, start: int = 0) -> None:
     """Checks that each range holds one whole GRIB message: a server may send other bytes.
 
     Raises:
         FetchError: Names the first that does not.
     """
-    position = 0
+    position = start
     for offset, length in ranges:
         target.seek(position)
         head = target.read(16)

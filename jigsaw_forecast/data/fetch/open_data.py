@@ -7,7 +7,7 @@ forecasts" (file naming, index files).
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 
@@ -25,6 +25,7 @@ CYCLE_HOURS = 6
 _ONE_STREAM_SINCE = datetime(2026, 5, 12, tzinfo=UTC)
 _OLD_RESOLUTION = "0p4-beta"  # its paths name no model
 _NUM_SHOWN = 20
+_NOT_THERE = (403, 404)  # object stores answer 403 for what is not there
 
 Wanted = Sequence[Sequence[Sequence[str]]]  # for each field, ways to get it; each a list of keys
 
@@ -79,7 +80,7 @@ def fetch_cycle(task: Mapping[str, Any], limits: Limits, target: BinaryIO) -> di
         client = Client(limits)
         stem = cycles.file(root, init)
         try:
-            return _fetch_from(client, stem, init, task, target)
+            return _fetch_from(client, cycles, root, init, task, target)
         except FetchError as fault:
             faults.append(f"{fault}" if stem in str(fault) else f"{stem}.grib2: {fault}")
     raise FetchError("\n".join(faults))
@@ -106,7 +107,7 @@ def find_latest(task: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         try:
             for back in range(int(span.total_seconds() // 3600 // CYCLE_HOURS) + 1):
                 init = newest - timedelta(hours=back * CYCLE_HOURS)
-                why = _why_incomplete(client, cycles.file(root, init), init, task)
+                why = _why_incomplete(client, cycles, root, init, task)
                 if not why:
                     return {"init": init.replace(tzinfo=None).isoformat(), "skipped": seen}
                 seen.append(f"{init:%Y-%m-%dT%H}: {why}")
@@ -126,25 +127,83 @@ def _cycles(task: Mapping[str, Any]) -> Cycles:
     return Cycles(tuple(given["urls"]), given["model"], given["resolution"], given["stream"])
 
 
+class _UnusableError(FetchError):
+    """A mirror answers, but what it holds of a cycle cannot be used."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a file has for some of the members: which bytes, and which fields not."""
+
+    stem: str
+    ranges: list[Range]
+    lacking: list[str]
+    names: set[str]
+
+
+def _find_parts(
+    client: Client, cycles: Cycles, root: str, init: datetime, task: Mapping[str, Any]
+) -> list[_Part]:
+    """The files that hold a cycle's messages, and what of them is needed.
+
+    Raises:
+        StatusError: There is no index.
+        _UnusableError: An index is wrong, or there is none of the control's file.
+    """
+    wanted, members = task["wanted"], list(task["members"])
+    stem = cycles.file(root, init)
+    entries = list(_entries(client.text(f"{stem}.index"), stem, init))
+    shares = [(stem, entries, members)]
+    has_control = any(_member(entry) == 0 for entry in entries)
+    if cycles.stream == "enfo" and cycles.model == "ifs" and 0 in members and not has_control:
+        # from IFS cycle 50r1 on the control is the forecast of oper
+        control = replace(cycles, stream="oper").file(root, init)
+        try:
+            index = client.text(f"{control}.index")
+        except StatusError as fault:
+            raise _UnusableError(f"{control}.index: missing the control: {fault}") from None
+        perturbed = [member for member in members if member]
+        shares = [(control, list(_entries(index, control, init)), [0])]
+        shares += [(stem, entries, perturbed)] if perturbed else []
+    parts = []
+    for name, held, numbers in shares:
+        ranges, lacking = _select(held, wanted, numbers)
+        parts.append(_Part(name, ranges, lacking, {str(entry.get("param")) for entry in held}))
+    return parts
+
+
 def _fetch_from(
-    client: Client, stem: str, init: datetime, task: Mapping[str, Any], target: BinaryIO
+    client: Client,
+    cycles: Cycles,
+    root: str,
+    init: datetime,
+    task: Mapping[str, Any],
+    target: BinaryIO,
 ) -> dict[str, Any]:
+    stem = cycles.file(root, init)
     try:
-        index = client.text(f"{stem}.index")
+        parts = _find_parts(client, cycles, root, init, task)
     except StatusError as fault:
-        if fault.status != 404:
+        if fault.status not in _NOT_THERE:
             raise FetchError(f"{stem}.index: {fault}") from None
         return _fetch_without_index(client, stem, target)
-    entries = list(_entries(index, stem, init))
-    ranges, lacking = _select(entries, task["wanted"], task["members"])
-    if lacking:
-        has = sorted({f"{entry.get('param')}" for entry in entries})
-        raise FetchError(
-            f"{stem}.index: missing {', '.join(lacking)}; it has {', '.join(has[:_NUM_SHOWN])}"
-            f"{', ...' if len(has) > _NUM_SHOWN else ''}"
-        )
-    num_bytes = fetch_ranges(client, f"{stem}.grib2", ranges, target)
-    return {"origin": f"{stem}.grib2", "num_messages": len(ranges), "num_bytes": num_bytes}
+    faults = [
+        f"{part.stem}.index: missing {', '.join(part.lacking)}; it has "
+        f"{', '.join(sorted(part.names)[:_NUM_SHOWN])}"
+        f"{', ...' if len(part.names) > _NUM_SHOWN else ''}"
+        for part in parts
+        if part.lacking
+    ]
+    if faults:
+        raise FetchError("\n".join(faults))
+    num_bytes = 0
+    for part in parts:
+        num_bytes += fetch_ranges(client, f"{part.stem}.grib2", part.ranges, target, num_bytes)
+    return {
+        "origin": " ".join(f"{part.stem}.grib2" for part in parts),
+        "num_messages": sum(len(part.ranges) for part in parts),
+        "num_bytes": num_bytes,
+    }
 
 
 def _fetch_without_index(client: Client, stem: str, target: BinaryIO) -> dict[str, Any]:
@@ -152,34 +211,36 @@ def _fetch_without_index(client: Client, stem: str, target: BinaryIO) -> dict[st
     try:
         num_bytes = fetch_whole(client, f"{stem}.grib2", target)
     except StatusError as fault:
-        if fault.status != 404:
+        if fault.status not in _NOT_THERE:
             raise FetchError(f"{stem}.grib2: {fault}") from None
         raise FetchError(
-            f"missing cycle: neither {stem}.index nor {stem}.grib2 exists: not published yet, or "
-            "no longer kept; --init latest takes the newest complete cycle"
+            f"missing cycle: neither {stem}.index nor {stem}.grib2 exists (HTTP status "
+            f"{fault.status}): not published yet, or no longer kept; --init latest takes the "
+            "newest complete cycle"
         ) from None
     return {"origin": f"{stem}.grib2", "num_messages": None, "num_bytes": num_bytes}
 
 
-def _why_incomplete(client: Client, stem: str, init: datetime, task: Mapping[str, Any]) -> str:
+def _why_incomplete(
+    client: Client, cycles: Cycles, root: str, init: datetime, task: Mapping[str, Any]
+) -> str:
     """Why a cycle cannot be used yet, otherwise empty."""
+    stem = cycles.file(root, init)
     try:
-        index = client.text(f"{stem}.index")
-        size = client.size(f"{stem}.grib2")
+        parts = _find_parts(client, cycles, root, init, task)
+        sizes = [client.size(f"{part.stem}.grib2") for part in parts]
     except StatusError as fault:
-        if fault.status in (403, 404):  # object stores answer 403 for what is not there
+        if fault.status in _NOT_THERE:
             return "not there"
         raise
-    try:
-        entries = list(_entries(index, stem, init))
-    except FetchError as fault:
+    except _UnusableError as fault:
         return str(fault).removeprefix(f"{stem}.index: ")
-    ranges, lacking = _select(entries, task["wanted"], task["members"])
-    if lacking:
-        return f"missing {', '.join(lacking[:_NUM_SHOWN])}"
-    end = max(offset + length for offset, length in ranges)
-    if size is not None and size < end:
-        return f"its file has {size} bytes so far, its index says {end}"
+    for part, size in zip(parts, sizes, strict=True):
+        if part.lacking:
+            return f"missing {', '.join(part.lacking[:_NUM_SHOWN])}"
+        end = max(offset + length for offset, length in part.ranges)
+        if size is not None and size < end:
+            return f"its file has {size} bytes so far, its index says {end}"
     return ""
 
 
@@ -187,7 +248,7 @@ def _entries(index: str, stem: str, init: datetime) -> Iterator[dict[str, Any]]:
     """The lines of an index.
 
     Raises:
-        FetchError: A line is no JSON object with offset and length, or is of another cycle.
+        _UnusableError: A line is no JSON object with offset and length, or is of another cycle.
     """
     for number, line in enumerate(index.splitlines(), start=1):
         if not line.strip():
@@ -198,16 +259,16 @@ def _entries(index: str, stem: str, init: datetime) -> Iterator[dict[str, Any]]:
         except (ValueError, TypeError, KeyError):
             is_entry = False
         if not is_entry:
-            raise FetchError(f"{stem}.index: line {number} is no index entry: {line[:60]!r}")
+            raise _UnusableError(f"{stem}.index: line {number} is no index entry: {line[:60]!r}")
         found = f"{entry.get('date', '')}{entry.get('time', '')}"
         if found and found != f"{init:%Y%m%d%H%M}":
-            raise FetchError(
+            raise _UnusableError(
                 f"{stem}.index: line {number} is of cycle {found}, expected {init:%Y%m%d%H%M}: "
                 "the server holds another cycle's file under this name"
             )
         yield entry
     if not index.strip():
-        raise FetchError(f"{stem}.index: it is empty")
+        raise _UnusableError(f"{stem}.index: it is empty")
 
 
 def _select(
@@ -219,9 +280,8 @@ def _select(
         if str(entry.get("step", "0")) != "0":
             continue
         level = str(entry.get("levelist", "")) if entry.get("levtype") == "pl" else ""
-        member = int(entry.get("number", 0) or 0)
         place = int(entry["_offset"]), int(entry["_length"])
-        found.setdefault((str(entry.get("param")), level, member), place)
+        found.setdefault((str(entry.get("param")), level, _member(entry)), place)
     ranges: dict[Range, None] = {}
     lacking = []
     for member in members or (0,):
@@ -232,6 +292,11 @@ def _select(
                 lacking.append(f"{_name(ways[0][0])}{suffix}")
             ranges.update(dict.fromkeys(places or ()))
     return list(ranges), lacking
+
+
+def _member(entry: Mapping[str, Any]) -> int:
+    """The control has no number."""
+    return int(entry.get("number", 0) or 0)
 
 
 def _first_way(

@@ -123,6 +123,20 @@ def test_rain_in_grib_is_taken_over_six_hours(
             find_fields(path)
 
 
+def test_rain_in_kilograms_is_converted(tmp_path: Path) -> None:
+    """As forecasts and GRIB 2 hold it: paramId 228228 in kg m-2, summed since the step before."""
+    messages = []
+    for lead in (6, 12):
+        keys = {"productDefinitionTemplateNumber": 8, "paramId": 228228, "dataDate": 20200101}
+        keys |= {"typeOfFirstFixedSurface": 1, "typeOfSecondFixedSurface": 255}
+        keys |= {"stepRange": f"{lead - 6}-{lead}"}  # type: ignore[dict-item]
+        messages.append(message(np.full((8, 16), 2.0), **keys))
+    path = write(tmp_path / "tp.grib2", *messages)
+    store = _convert(tmp_path, path)
+    assert store.header.fields == (RAIN,)
+    np.testing.assert_allclose(store.read(np.arange(2), (RAIN,), slice(0, 8)), 0.002, rtol=1e-5)
+
+
 def test_files_that_contradict_each_other_are_refused_and_equals_are_not(tmp_path: Path) -> None:
     one = _netcdf(tmp_path / "one.nc", *FIELDS)
     same = _netcdf(tmp_path / "same.nc", *FIELDS)

@@ -1,6 +1,7 @@
 """HTTP and open data: every fault of a server is outlived or told, and nothing else travels."""
 
 import io
+import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -30,9 +31,17 @@ def limits(attempts: int = 3, stall_s: float = 0.3) -> Limits:
     return Limits(time.monotonic() + 20.0, attempts, stall_s, backoff_s=0.01)
 
 
+def cycles_of(server: Server) -> dict[str, object]:
+    return {"urls": [server.url], "model": "ifs", "resolution": "0p25", "stream": "oper"}
+
+
 def task(server: Server, **more: object) -> dict[str, object]:
-    cycles = {"urls": [server.url], "model": "ifs", "resolution": "0p25", "stream": "oper"}
-    base = {"cycles": cycles, "init": "2026-06-24T00:00:00", "wanted": WANTED, "members": []}
+    base = {
+        "cycles": cycles_of(server),
+        "init": "2026-06-24T00:00:00",
+        "wanted": WANTED,
+        "members": [],
+    }
     return base | more
 
 
@@ -143,6 +152,34 @@ def test_a_whole_file_is_fetched_again_from_its_start(server: Server, fault: str
     fetch_whole(Client(limits()), url, target)
     assert target.getvalue() == server.cycle("2026062400")[1]
     assert server.num_gets("grib2") == (1 if fault == "gzip" else 2)
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_the_control_is_that_of_oper_where_the_ensemble_has_none(
+    server: Server, knows_ranges: bool
+) -> None:
+    """As from IFS cycle 50r1 on."""
+    server.knows_ranges = knows_ranges
+    index, data = server.cycle("2026062400")
+    numbered = [json.loads(line) | {"number": "1"} for line in index.splitlines()]
+    server.streams["enfo"] = ("\n".join(map(json.dumps, numbered)).encode(), data)
+    given = {"cycles": cycles_of(server) | {"stream": "enfo"}, "members": [0, 1]}
+    found = fetch(server, **given)
+    assert found == 2 * fetch(server)
+    assert found.count(b"GRIB") == 2 * len(WANTED)
+    now = {"now": "2026-06-24T01:00:00", "max_age_hours": 1.0}
+    assert find_latest(task(server, **given, **now), limits())["init"] == "2026-06-24T00:00:00"
+    server.streams["oper"] = None
+    with pytest.raises(FetchError, match=r"-oper-fc.index: missing the control: HTTP status 404"):
+        fetch(server, **given)
+    with pytest.raises(FetchError, match="2026-06-24T00: .*missing the control"):
+        find_latest(task(server, **given, **now), limits())
+
+
+def test_what_an_object_store_forbids_is_not_there(server: Server) -> None:
+    server.faults = {"index": ["403"], "grib2": ["403"]}
+    with pytest.raises(FetchError, match=r"missing cycle: neither .* exists \(HTTP status 403\)"):
+        fetch(server)
 
 
 def test_latest_is_the_newest_cycle_that_is_complete(server: Server) -> None:

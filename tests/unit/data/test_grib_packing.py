@@ -81,7 +81,9 @@ def test_whole_messages_of_every_packing_are_let_through(packing: str, kind: str
 
 
 @pytest.mark.parametrize("edition", [1, 2])
-@pytest.mark.parametrize("packing", [*PACKINGS, "grid_simple_log_preprocessing"])
+@pytest.mark.parametrize(
+    "packing", [*PACKINGS, "grid_second_order", "grid_simple_log_preprocessing"]
+)
 @pytest.mark.parametrize("has_bitmap", [False, True])
 def test_every_packing_is_read_as_eccodes_reads_it_in_double_precision(
     packing: str, has_bitmap: bool, edition: int, tmp_path: Path
@@ -91,6 +93,8 @@ def test_every_packing_is_read_as_eccodes_reads_it_in_double_precision(
         whole = message(packing, has_bitmap=has_bitmap, edition=edition)
     except eccodes.CodesInternalError:
         pytest.skip(f"this eccodes does not pack {packing} in edition {edition}")
+    if (packing, edition) == ("grid_second_order", 2):
+        pytest.skip("eccodes does not read back what it packs so in edition 2")
     handle = eccodes.codes_new_from_message(whole)
     eccodes.codes_set(handle, "missingValue", -1e34)
     expected = eccodes.codes_get_values(handle).reshape(ROWS, COLUMNS)
@@ -232,4 +236,26 @@ def test_a_bitmap_of_another_number_of_points_is_named(packing: str) -> None:
 def test_a_jpeg_picture_of_another_size_is_named(octet: int, value: int, told: str) -> None:
     damaged = bytearray(message("grid_jpeg"))
     damaged[section(damaged, 7) + 5 + octet] = value
+    assert told in why_not_unpackable(bytes(damaged))
+
+
+@pytest.mark.parametrize("has_bitmap", [False, True])
+@pytest.mark.parametrize(
+    ("octet", "value", "told"),
+    [
+        (22, 60, "60, "),  # bits of the groups' widths
+        (23, 1, "values in all"),  # bits of their lengths
+        (17, 200, "bytes where its headers need"),  # number of groups, last octet
+    ],
+)
+def test_headers_of_second_order_packing_that_contradict_the_data_are_named(
+    has_bitmap: bool, octet: int, value: int, told: str
+) -> None:
+    whole = message("grid_second_order", has_bitmap=has_bitmap, edition=1)
+    assert why_not_unpackable(whole) == ""
+    start = 8
+    for _ in range(3 if has_bitmap else 2):
+        start += int.from_bytes(whole[start : start + 3], "big")
+    damaged = bytearray(whole)
+    damaged[start + octet - 1] = value
     assert told in why_not_unpackable(bytes(damaged))

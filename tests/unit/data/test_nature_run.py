@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jigsaw_forecast.cli.main import main
 from jigsaw_forecast.data import nature_run
 from jigsaw_forecast.data import nature_run_script as script
 from jigsaw_forecast.data.nature_run import NatureRunProgress, parse_progress, run_nature_run
@@ -288,6 +289,14 @@ def test_the_parent_passes_the_options_and_shows_months(
     shown = capsys.readouterr().err
     assert "month 0 of 2 spin-up" in shown
     assert "month 1 of 2 2025-01-30T18:00:00" in shown
+
+
+def test_a_month_can_be_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = f"open({str(tmp_path / 'argv')!r}, 'w').write(' '.join(sys.argv[1:]))"
+    fake_python(tmp_path, body, monkeypatch)
+    arguments = ["data", "nature-run", str(tmp_path / "month.zarr"), "--years", "1", "--days", "30"]
+    assert main(arguments) == 0
+    assert (tmp_path / "argv").read_text().endswith("--spinup-days 90 --days 30")
 
 
 def test_a_refusal_is_raised_with_the_childs_message(

@@ -14,9 +14,12 @@ from jigsaw_forecast.errors import DataError, OutputError
 from jigsaw_forecast.fields import Field
 from jigsaw_forecast.forecast.output import OutputSpec, open_writer
 from jigsaw_forecast.grid import Grid
+from jigsaw_forecast.plot.drawing_grid import LATITUDES, LONGITUDES
 from jigsaw_forecast.plot.forecast_maps import draw, plot_forecast
+from jigsaw_forecast.plot.labels import mark_extremes
 from jigsaw_forecast.plot.origin import UNKNOWN_ORIGIN
 from jigsaw_forecast.plot.panels import default_panels, field_panel
+from jigsaw_forecast.plot.projection import project
 from jigsaw_forecast.plot.reading import open_maps
 from jigsaw_forecast.state import State
 
@@ -212,7 +215,7 @@ def test_what_is_not_drawn_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     with caplog.at_level("INFO"):
         plot_forecast(forecast, tmp_path / "f.png")
     assert caplog.messages == [
-        f"{forecast}: not drawn: q500, q700, q850, tp (--variables); +48 h (--lead-times)"
+        f"{forecast}: not drawn: q500, q700, q850, tp (plot --variables); +48 h (plot --lead-times)"
     ]
     with caplog.at_level("INFO"):
         plot_forecast(forecast, tmp_path / "f.png")
@@ -313,3 +316,14 @@ def test_folder_that_takes_no_picture_is_refused(tmp_path: Path) -> None:
     forecast = write(tmp_path / "f.zarr", (0,))
     with pytest.raises(OutputError, match="cannot write"):
         plot_forecast(forecast, tmp_path / "nowhere" / "f.png")
+
+
+def test_highs_and_lows_of_pressure_are_marked_where_they_are(tmp_path: Path) -> None:
+    y, x = np.meshgrid(LATITUDES, LONGITUDES, indexing="ij")
+    high = 20.0 * np.exp(-((x - 40.0) ** 2 + (y - 30.0) ** 2) / 200.0)
+    low = -30.0 * np.exp(-((x + 60.0) ** 2 + (y + 45.0) ** 2) / 200.0)
+    axes = Figure().add_subplot()
+    places = mark_extremes(axes, 1010.0 + high + low, *project(x, y), step=5.0)
+    assert [text.get_text() for text in axes.texts] == ["H", "L"]
+    expected = [project(40.0, 30.0), project(-60.0, -45.0)]
+    assert np.array(places) == pytest.approx(np.array(expected), abs=0.02)

@@ -47,7 +47,7 @@ def test_everything_is_told_at_once(weather: xr.Dataset, refusal: Refusal) -> No
     message = refusal(data, "model.grid=32x16")
     for text in (
         "missing fields: 2t",
-        "missing static variable land_sea_mask",
+        "missing static variable land_sea_mask; leave it out of model.forcings, or convert",
         "grid 16x8, but the recipe's model has 32x16",
         "2020-01-02T00:00:00 to 2020-01-02T18:00:00 (2 missing)",
         "2020-01-23T06:00:00 to 2020-01-23T18:00:00 (1 missing)",
