@@ -384,16 +384,18 @@ def share_numbers(mesh: Mesh, own: Sequence[int | None]) -> list[int | None]:
 
 def describe_rest(products: Sequence[Product], num_done: Mapping[Path, int]) -> str:
     """What a run that stops leaves behind, for its last message; empty where it is nothing."""
+    begun = [product for product in products if num_done.get(product.path)]
     lines = [
         f"{product.path}{PARTIAL_SUFFIX} holds {num_done[product.path]} of "
         f"{len(product.slots)} lead times"
-        for product in products
-        if num_done.get(product.path)
+        for product in begun
     ]
     if not lines:
         return ""
     more = f" and {len(lines) - 3} more products" if len(lines) > 3 else ""
-    return f"{'; '.join(lines[:3])}{more}; --resume goes on from there"
+    replaces = any(product.path.exists() for product in begun)
+    options = "--resume --overwrite" if replaces else "--resume"
+    return f"{'; '.join(lines[:3])}{more}; {options} goes on from there"
 
 
 def _allow_open_files(num_locks: int) -> None:

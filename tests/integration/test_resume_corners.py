@@ -105,7 +105,9 @@ def test_the_product_of_a_run_stays_whole_while_another_is_to_replace_it(
     assert run(*output) == (0, "")
     whole = content(tmp_path)
     stop_at_step(1)
-    assert run(*output, "--overwrite", "--variables", "z500")[0] == 3
+    code, message = run(*output, "--overwrite", "--variables", "z500")
+    assert code == 3
+    assert "; --resume --overwrite goes on from there" in message
     stopped = content(tmp_path)
     assert run(*output, "--resume") == (0, "")
     assert content(tmp_path) == stopped  # what the other run goes on from included
