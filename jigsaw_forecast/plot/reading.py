@@ -94,10 +94,11 @@ class _ArrayMaps:
                 else xr.open_dataset(path)
             )
         except (OSError, ValueError, KeyError) as error:
-            reason = str(error) if path.is_dir() else "expected .zarr, .nc, .grib or .grib2"
+            # xarray's own words are a page on what could be installed
+            is_data = path.is_dir() or path.suffix == ".nc"
+            hint = "it may be damaged" if is_data else "expected .zarr, .nc, .grib or .grib2"
             raise DataError(
-                f"{path} is no forecast: neither a zarr store nor a netCDF file "
-                f"({reason.splitlines()[0]})"
+                f"{path} is no forecast: neither a zarr store nor a netCDF file; {hint}"
             ) from error
         lacking = [dim for dim in _DIMS if dim not in data.coords]
         if lacking:
