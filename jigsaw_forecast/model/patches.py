@@ -166,8 +166,10 @@ class PatchHead(ShardedModule):
         windows = head(scheme, weights, pieces, x, (scale, shift))
         maps = self._overlap_add(windows)
         num_fields = bias.shape[0]
-        diagnostics = maps[:, num_fields:] + diagnostic_bias[:, None, None]
-        return HeadMaps(maps[:, :num_fields], bias, blend, diagnostics)
+        # joined, so that the bias of no diagnostics has its (empty) gradient
+        biases = torch.cat([bias, diagnostic_bias])
+        diagnostics = maps[:, num_fields:] + biases[num_fields:, None, None]
+        return HeadMaps(maps[:, :num_fields], biases[:num_fields], blend, diagnostics)
 
     @torch.no_grad()
     def make_resident(self) -> None:
