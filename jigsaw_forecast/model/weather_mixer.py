@@ -181,8 +181,9 @@ class WeatherMixer(nn.Module):
         pieces = ahead.pieces(heading)
         made = self.head(scheme, heading, pieces, vectors, x)
         keep, scale = (1.0 - made.blend)[:, None, None], self.tendency_scale[:, None, None]
-        offset = made.bias[:, None, None] * scale
-        return torch.addcmul(offset, state, keep).addcmul_(made.tendency, scale), made.diagnostics
+        # the small terms first: they would lose digits beside the state
+        change = torch.addcmul(made.bias[:, None, None] * scale, made.tendency, scale)
+        return change.addcmul_(state, keep), made.diagnostics
 
     def set_tendency_scale(
         self, std: npt.NDArray[np.float32], tendency_std: npt.NDArray[np.float32]

@@ -125,6 +125,20 @@ def test_overlapping_windows_of_ones_add_up_to_ones() -> None:
     torch.testing.assert_close(maps, torch.ones(1, 3, 48, 12))
 
 
+def test_a_step_without_tendencies_is_bias_and_blend() -> None:
+    model = WeatherMixer(CONFIG, single_rank_mesh(), seed=0)  # its head's weights are zero
+    num_fields = len(CONFIG.fields)
+    bias, blend, scale = (torch.rand(num_fields) for _ in range(3))
+    with torch.no_grad():
+        model.head.bias.copy_(bias)
+        model.head.blend.copy_(blend)
+        model.tendency_scale.copy_(scale)
+        state = torch.randn(1, num_fields, 48, 12)
+        found, _ = model(state, torch.randn(1, len(CONFIG.forcings), 48, 12))
+    expected = state * (1 - blend)[:, None, None] + (bias * scale)[:, None, None]
+    torch.testing.assert_close(found, expected)
+
+
 def test_mesh_that_does_not_divide_names_the_degrees_that_do() -> None:
     with pytest.raises(MeshError) as caught:
         PRESETS["wm-nature"].check_mesh(3, 5)
